@@ -1,0 +1,24 @@
+# make demo: set up and run the whole pipeline on the embedded default.   make test: set up and run every test.
+# Both set up once: a repeated call installs nothing.
+.PHONY: install demo test check format
+
+PYTHON_BIN := .venv/bin/python
+
+install:
+	./install.sh
+
+demo: install
+	$(PYTHON_BIN) run.py
+
+test: install
+	$(PYTHON_BIN) -m pytest
+
+check: install
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+	$(PYTHON_BIN) -m pytest -m "not slow" -q
+
+format: install
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .

@@ -1,0 +1,125 @@
+"""Components: frozen, typed dataclasses built by Hydra's `_target_`.
+
+The fields of a component are its YAML schema, its validation and its cache key. A field declared with `runtime()` changes
+speed and not results (batch size, threads, devices), so it is left out of the key.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast, dataclass_transform
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+Built = TypeVar("Built")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def component(cls: type[Built]) -> type[Built]:
+    """The class as a frozen dataclass that refuses wrong types, out-of-range values and unknown keys."""
+    config = ConfigDict(extra="forbid", strict=True)
+    return cast("type[Built]", pydantic_dataclass(cls, frozen=True, kw_only=True, config=config))
+
+
+def runtime(**constraints: Any) -> Any:
+    """A field that changes speed and not results; `constraints` are pydantic's (`gt=0`, `ge=1`, ...)."""
+    return Field(json_schema_extra={"runtime": True}, **constraints)
+
+
+def identity(part: Any) -> dict[str, Any]:
+    """What of a component decides its results: class, version and fields, nested components included.
+
+    `version` is a class variable (1 when absent), raised when the meaning of the fields changes. A component whose fields do
+    not tell (a folder, whose content counts and not its place) has a method `identity` of its own.
+    """
+    if hasattr(part, "identity"):
+        return part.identity()
+    cls = type(part)
+    kept = {name: getattr(part, name) for name in _field_names(cls) if not _is_runtime(cls, name)}
+    return {
+        "class": f"{cls.__module__}.{cls.__qualname__}",
+        "version": getattr(cls, "version", 1),
+        **{name: identity(value) if dataclasses.is_dataclass(value) else value for name, value in kept.items()},
+    }
+
+
+def key(*parts: Any) -> str:
+    """The first 16 hex digits of SHA-256 over the canonical JSON of the parts (components by their identity)."""
+    plain = [identity(part) if dataclasses.is_dataclass(part) else part for part in parts]
+    return hashlib.sha256(canonical_json(plain).encode()).hexdigest()[:16]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces, so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def to_config(part: Any) -> dict[str, Any]:
+    """The component as the plain config that builds it again in another process."""
+    cls = type(part)
+    values = {name: getattr(part, name) for name in _field_names(cls)}
+    fields = {name: to_config(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **fields}
+
+
+def build(config: Mapping[str, Any], at: str = "") -> Any:
+    """The component that a config describes, nested `_target_`s first.
+
+    Args:
+        config: plain keys and values with a `_target_` (dotted path of the class).
+        at: where the config lies ("sampler"), for the error text.
+
+    Raises:
+        ValueError: one line naming key, rule and value.
+    """
+    from hydra.utils import get_class  # Hydra is not needed to use a component
+
+    nested = {
+        name: build(cast("Mapping[str, Any]", value), _join(at, name)) if _is_config(value) else value
+        for name, value in config.items()
+        if name != "_target_"
+    }
+    cls = get_class(config["_target_"])
+    try:
+        return cls(**nested)
+    except ValidationError as error:
+        raise ValueError(explain(error, at, _field_names(cls))) from None
+
+
+def explain(error: ValidationError, at: str, known: list[str]) -> str:
+    """One line for every fault of a refused component, joined by "; ": key, rule and value."""
+    return "; ".join(_explain_one(dict(fault), at, known) for fault in error.errors())
+
+
+def _explain_one(fault: dict[str, Any], at: str, known: list[str]) -> str:
+    where = _join(at, ".".join(str(part) for part in fault["loc"]))
+    match fault["type"]:
+        case "unexpected_keyword_argument":
+            return f"{where}: unknown key; the keys are {', '.join(known)}"
+        case "missing" | "missing_keyword_only_argument":
+            return f"{where}: a value is missing"
+        case "value_error":
+            rule = str(fault["ctx"]["error"])
+            return f"{at}: {rule}" if not fault["loc"] else f"{where}: {rule}"
+        case _:
+            return f"{where}: {str(fault['msg']).replace('Input should', 'must')}, got {fault['input']!r}"
+
+
+def _field_names(cls: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _is_runtime(cls: Any, name: str) -> bool:
+    fields: dict[str, Any] = getattr(cls, "__pydantic_fields__", {})
+    extra = fields[name].json_schema_extra if name in fields else None
+    return bool(extra and extra.get("runtime"))
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def _join(at: str, name: str) -> str:
+    return ".".join(part for part in (at, name) if part)

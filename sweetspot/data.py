@@ -1,0 +1,185 @@
+"""Data: prompts as messages, one part to train on and one part held out, never mixed."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from sweetspot.component import component
+from sweetspot.schema import PROMPTS, prompt_id
+
+ROLES = ("system", "user", "assistant")
+Row = tuple[str, list[dict[str, str]]]  # source, messages
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The prompts of a run.
+
+    Attributes:
+        train: PROMPTS table that pairs are made of.
+        held_out: PROMPTS table that only evaluation sees.
+        duplicates: rows left out because an earlier row, or a held-out one, has the same messages.
+    """
+
+    train: pa.Table
+    held_out: pa.Table
+    duplicates: int
+
+
+class Data(Protocol):
+    """Where prompts come from."""
+
+    def load(self) -> Prompts:
+        """The prompts, in an order that does not depend on the limits."""
+        ...
+
+
+@component
+class Embedded:
+    """The package's own short everyday instructions, which a 135M model can attempt."""
+
+    version: ClassVar[int] = 1
+    limit: int | None = Field(ge=1)
+    held_out_limit: int | None = Field(ge=1)
+
+    def load(self) -> Prompts:
+        """The prompts of `embedded/prompts.jsonl`; the held-out part is fixed there."""
+        lines = (Path(__file__).parent / "embedded" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        parts: dict[str, list[Row]] = {"train": [], "held_out": []}
+        for number, row in enumerate(rows, start=1):
+            parts[row["split"]].append((f"embedded:{number}", [{"role": "user", "content": row["prompt"]}]))
+        return _prompts(parts["train"], parts["held_out"], self.limit, self.held_out_limit)
+
+
+@component
+class LocalFile:
+    """Prompts of a local JSONL or Parquet file.
+
+    A row has `messages` (a list of {role, content}, the last turn the user's) or `prompt` (text, or such a list). Where no
+    second file is given, a fixed share is held out by the hash of the messages: adding rows moves no prompt to the other part.
+    """
+
+    version: ClassVar[int] = 1
+    path: str = Field(min_length=1)
+    held_out_path: str | None
+    held_out_share: float = Field(ge=0, lt=1)
+    limit: int | None = Field(ge=1)
+    held_out_limit: int | None = Field(ge=1)
+
+    def load(self) -> Prompts:
+        """The prompts of the file or files.
+
+        Raises:
+            ValueError: for a missing file, an unknown ending, or a bad row, which is named by its line.
+        """
+        rows = list(_read(self.path, "data.path"))
+        if self.held_out_path is not None:
+            held_out = list(_read(self.held_out_path, "data.held_out_path"))
+            return _prompts(rows, held_out, self.limit, self.held_out_limit)
+        bound = int(self.held_out_share * 2**64)
+        held_out = [row for row in rows if int(prompt_id(row[1]), 16) < bound]
+        train = [row for row in rows if int(prompt_id(row[1]), 16) >= bound]
+        return _prompts(train, held_out, self.limit, self.held_out_limit)
+
+
+@component
+class UltraFeedback:
+    """The paper's prompts: `chosen` of HuggingFaceH4/ultrafeedback_binarized without its last turn."""
+
+    version: ClassVar[int] = 1
+    path: str = Field(min_length=1)
+    revision: str | None
+    split: str = Field(min_length=1)
+    held_out_split: str = Field(min_length=1)
+    shuffle_seed: int | None = Field(ge=0)
+    limit: int | None = Field(ge=1)
+    held_out_limit: int | None = Field(ge=1)
+
+    def load(self) -> Prompts:
+        """The prompts through `datasets` (hub or local cache), shuffled by `shuffle_seed` before the limit."""
+        train, held_out = self._rows(self.split), self._rows(self.held_out_split)
+        return _prompts(list(train), list(held_out), self.limit, self.held_out_limit)
+
+    def _rows(self, split: str) -> Iterator[Row]:
+        from datasets import load_dataset
+
+        rows: Any = load_dataset(self.path, split=split, revision=self.revision)
+        if self.shuffle_seed is not None:
+            rows = rows.shuffle(seed=self.shuffle_seed)
+        for number, row in enumerate(rows):
+            where = f"data.path: {self.path} {split} row {number}"
+            yield f"{self.path}:{split}:{number}", _messages(row["chosen"][:-1], where)
+
+
+def _prompts(train: Sequence[Row], held_out: Sequence[Row], limit: int | None, held_out_limit: int | None) -> Prompts:
+    """Both parts without duplicates, the held-out one having the first right to a prompt, then cut to their limits."""
+    seen: set[str] = set()
+    held = _table(held_out, seen)
+    kept = _table(train, seen)
+    if kept.num_rows == 0:
+        raise ValueError("data: the data set holds no prompt to train on")
+    duplicates = len(train) + len(held_out) - kept.num_rows - held.num_rows
+    return Prompts(kept.slice(0, limit), held.slice(0, held_out_limit), duplicates)
+
+
+def _table(rows: Iterable[Row], seen: set[str]) -> pa.Table:
+    kept: list[dict[str, Any]] = []
+    for source, messages in rows:
+        name = prompt_id(messages)
+        if name not in seen:
+            seen.add(name)
+            kept.append({"prompt_id": name, "messages": messages, "source": source})
+    return pa.Table.from_pylist(kept, schema=PROMPTS)
+
+
+def _read(path: str, at: str) -> Iterator[Row]:
+    """The rows of a JSONL or Parquet file with their messages checked; line numbers start at 1."""
+    readers: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {".jsonl": _jsonl, ".parquet": _parquet}
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{at} must be an existing file, got {path}")
+    if file.suffix not in readers:
+        raise ValueError(f"{at} must end in {' or '.join(readers)}, got {path}")
+    for number, row in readers[file.suffix](file):
+        where = f"{at}: {path} line {number}"
+        if not isinstance(row, dict) or not ({"messages", "prompt"} & row.keys()):
+            raise ValueError(f"{where} must be an object with `messages` or `prompt`, got {str(row)[:80]}")
+        yield f"{file.name}:{number}", _messages(row.get("messages", row.get("prompt")), where)
+
+
+def _jsonl(file: Path) -> Iterator[tuple[int, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"data.path: {file} line {number} is not JSON ({error})") from None
+
+
+def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        rows = pq.read_table(file).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"data.path: {file} is not a Parquet file ({str(error).splitlines()[0]})") from None
+    yield from enumerate(rows, start=1)
+
+
+def _messages(value: Any, where: str) -> list[dict[str, str]]:
+    """The messages of a row; plain text is one turn of the user."""
+    turns: Any = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"{where}: the prompt must be text or a list of messages, got {str(value)[:80]}")
+    for turn in turns:
+        if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
+            raise ValueError(f"{where}: a message must have a role of {', '.join(ROLES)} and text, got {str(turn)[:80]}")
+    if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
+        raise ValueError(f"{where}: the last message must be the user's and not empty, got {str(turns[-1])[:80]}")
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]

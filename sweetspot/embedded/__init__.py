@@ -1,0 +1,1 @@
+"""What ships with the package: prompts, reward heads, and how the embedded policy is prepared."""

@@ -1,0 +1,85 @@
+"""The tables, column by column: the only place where a column is named.
+
+Rows are joined by (prompt_id, sample_index), never by position, text or listing order.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from sweetspot.component import canonical_json
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+PROMPTS = pa.schema(
+    [
+        ("prompt_id", pa.string()),  # first 16 hex digits of SHA-256 of the messages' canonical JSON
+        ("messages", MESSAGES),  # the conversation so far; the last turn is the user's
+        ("source", pa.string()),  # the data set and row it came from
+    ]
+)
+
+SAMPLES = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample_index", pa.int32()),  # 0 .. n-1; a pool of 400 contains the pool of 64 as its first 64
+        ("response", pa.string()),  # decoded text without special tokens
+        ("token_ids", pa.list_(pa.int32())),  # as sampled, the end-of-turn token included where there is one
+        ("n_tokens", pa.int32()),  # length of token_ids
+        ("finish_reason", pa.string()),  # "stop" (the end token was sampled) or "length" (cut at max_tokens)
+        ("seed", pa.int64()),  # of this sample: H(seed, prompt_id) + sample_index
+        ("logprob", pa.float32()),  # sum over the response, nats, untempered
+    ]
+)
+
+REWARDS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("reward", pa.float32()),  # reward-model units; finite
+        ("heads", pa.list_(pa.float32())),  # every objective where the model has several, else null
+    ]
+)
+
+LOGPROBS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("logprob", pa.float64()),  # sum over the response's tokens given the prompt, nats
+        ("n_tokens", pa.int32()),  # tokens summed over
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("pair_index", pa.int32()),  # 0, 1, .. where a strategy gives several pairs for a prompt
+        ("messages", MESSAGES),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("chosen_index", pa.int32()),  # sample_index of the chosen response
+        ("rejected_index", pa.int32()),
+        ("chosen_reward", pa.float32()),
+        ("rejected_reward", pa.float32()),
+        ("chosen_z", pa.float32()),  # (reward - mu) / sigma within the prompt's n rewards
+        ("rejected_z", pa.float32()),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample_index", pa.int32()),  # policy and start are compared sample by sample, same seed
+        ("response", pa.string()),  # of the policy
+        ("baseline", pa.string()),  # of the start
+        ("preference", pa.float32()),  # of the judge for the policy's response: 1, 0, or 0.5 for a tie
+    ]
+)
+
+
+def prompt_id(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The identity of a conversation: equal messages, equal id, whatever file or order they came in."""
+    plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+    return hashlib.sha256(canonical_json(plain).encode()).hexdigest()[:16]

@@ -1,0 +1,42 @@
+"""Fixtures shared by the tests: tiny models made once a session, and the embedded policy converted once a machine."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+from tests import tiny
+from sweetspot.model import Model
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny causal model with tokenizer and chat template."""
+    pytest.importorskip("transformers")
+    return tiny.save_policy(tmp_path_factory.mktemp("tiny_policy"))
+
+
+@pytest.fixture(scope="session")
+def tiny_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny one-logit classifier with the same tokenizer."""
+    pytest.importorskip("transformers")
+    return tiny.save_reward(tmp_path_factory.mktemp("tiny_reward"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_policy: Path) -> Model:
+    """The tiny policy as a component."""
+    return Model(name="tiny", path=str(tiny_policy), revision=None, system_prompt=None, trust_remote_code=False)
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the embedded policy, converted from its PyPI package."""
+    from sweetspot.embedded import smollm2
+
+    folder = tmp_path_factory.mktemp("models") / "smollm2"
+    smollm2.main({"folder": str(folder)}, lambda event: None)
+    return folder
