@@ -1,0 +1,57 @@
+"""Components: identity by fields, and one clear line for every wrong value."""
+
+import pytest
+from pydantic import Field
+
+from sweetspot.component import build, component, identity, key, runtime, to_config
+
+
+@component
+class Inner:
+    """A nested component."""
+
+    size: int = Field(ge=1)
+
+
+@component
+class Toy:
+    """A component with one field of each kind."""
+
+    rate: float
+    inner: Inner
+    batch: int = runtime(ge=1)
+
+
+TOY = Toy(rate=0.5, inner=Inner(size=2), batch=4)
+
+
+def test_the_key_is_made_of_the_fields_that_change_results() -> None:
+    assert key(TOY) == key(Toy(rate=0.5, inner=Inner(size=2), batch=8))
+    assert key(TOY) != key(Toy(rate=0.5, inner=Inner(size=3), batch=4))
+    assert "batch" not in identity(TOY)
+    assert identity(TOY)["inner"]["size"] == 2
+
+
+def test_a_component_travels_as_plain_config() -> None:
+    assert build(to_config(TOY)) == TOY
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"rate": "fast"}, "toy.rate: must be a valid number, got 'fast'"),
+        ({"batch": 0}, "toy.batch: must be greater than or equal to 1, got 0"),
+        ({"batch": True}, "toy.batch: must be a valid integer, got True"),
+        ({"speed": 1}, "toy.speed: unknown key; the keys are rate, inner, batch"),
+        ({"inner": {"_target_": f"{__name__}.Inner", "size": 0}}, "toy.inner.size: must be greater than or equal to 1, got 0"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_key_rule_and_value(change: dict[str, object], line: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        build({**to_config(TOY), **change}, "toy")
+    assert str(refused.value) == line
+
+
+def test_a_missing_value_is_named() -> None:
+    with pytest.raises(ValueError, match=r"toy\.rate: a value is missing"):
+        build({name: value for name, value in to_config(TOY).items() if name != "rate"}, "toy")

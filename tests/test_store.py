@@ -1,0 +1,136 @@
+"""The store: whole or absent, first writer wins, damage is found and named."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sweetspot.schema import REWARDS
+from sweetspot.store import CorruptTile, Store, StoreError, read_tile, write_tile
+
+
+def rows(values: list[float]) -> pa.Table:
+    places = [{"prompt_id": "p", "sample_index": index, "reward": value} for index, value in enumerate(values)]
+    return pa.Table.from_pylist(places, schema=REWARDS)
+
+
+def test_a_tile_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "pool" / "tile.parquet"
+    assert write_tile(path, rows([1.5, -2.0]), {"seconds": 3})
+    table, facts = read_tile(path, REWARDS)
+    assert table.equals(rows([1.5, -2.0]))
+    assert facts == {"seconds": 3}
+
+
+def test_the_first_writer_wins_and_leaves_no_scratch_file(tmp_path: Path) -> None:
+    path = tmp_path / "tile.parquet"
+    assert write_tile(path, rows([1.0]), {})
+    assert not write_tile(path, rows([2.0]), {})
+    assert read_tile(path, REWARDS)[0]["reward"].to_pylist() == [1.0]
+    assert [found.name for found in tmp_path.iterdir()] == ["tile.parquet"]
+
+
+def test_every_damaged_byte_is_found_or_harmless(tmp_path: Path) -> None:
+    whole = tmp_path / "tile.parquet"
+    write_tile(whole, rows([float(value) for value in range(50)]), {})
+    good, content = read_tile(whole, REWARDS)[0], whole.read_bytes()
+    found = 0
+    for place in range(0, len(content), 7):
+        whole.unlink()
+        whole.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        try:
+            assert read_tile(whole, REWARDS)[0].equals(good)
+        except CorruptTile:
+            found += 1
+    assert found > len(content) // 7 // 2
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100])
+def test_a_cut_tile_is_named_with_the_way_out(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "tile.parquet"
+    write_tile(path, rows([1.0]), {})
+    os.truncate(path, keep)
+    with pytest.raises(CorruptTile, match=r"tile\.parquet is corrupt .*remake_corrupt=true"):
+        read_tile(path, REWARDS)
+
+
+def test_a_tile_under_another_name_is_refused(tmp_path: Path) -> None:
+    write_tile(tmp_path / "a.parquet", rows([1.0]), {})
+    (tmp_path / "a.parquet").rename(tmp_path / "b.parquet")
+    with pytest.raises(CorruptTile, match="it holds the tile a"):
+        read_tile(tmp_path / "b.parquet", REWARDS)
+
+
+def test_a_tile_of_another_schema_is_refused(tmp_path: Path) -> None:
+    write_tile(tmp_path / "a.parquet", pa.table({"prompt_id": ["p"]}), {})
+    with pytest.raises(CorruptTile, match="columns"):
+        read_tile(tmp_path / "a.parquet", REWARDS)
+
+
+def test_a_full_disk_says_so_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(StoreError, match="disk is full .*nothing complete is lost"):
+        write_tile(tmp_path / "tile.parquet", rows([1.0]), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    (tmp_path / "meta.json").write_text(json.dumps({**meta, "store_version": 99}))
+    with pytest.raises(StoreError, match="written by store version 99"):
+        Store(tmp_path)
+
+
+def test_an_artefact_records_where_it_comes_from(tmp_path: Path) -> None:
+    folder = Store(tmp_path).artefact("rewards", "abc", {"reward_model": "toy"})
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["reward_model"] == "toy"
+    assert "pyarrow" in meta["libraries"]
+
+
+def test_a_folder_is_absent_until_it_is_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.folder("policies", "abc")
+    with pytest.raises(KeyboardInterrupt), store.building(folder, {}) as scratch:
+        (scratch / "checkpoint").write_text("1")
+        raise KeyboardInterrupt
+    assert not folder.exists()
+    with store.building(folder, {}) as scratch:
+        assert (scratch / "checkpoint").read_text() == "1"
+    assert (folder / "checkpoint").exists()
+
+
+WRITER = """
+import sys, pathlib
+from tests.test_store import rows
+from sweetspot.store import write_tile
+for number in range(100000):
+    write_tile(pathlib.Path(sys.argv[1]) / f"{number:06d}.parquet", rows([float(number)] * 200), {})
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_only_whole_tiles(tmp_path: Path) -> None:
+    for pause in (0.02, 0.05, 0.11):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)])
+        while not list(tmp_path.glob("[0-9]*.parquet")):
+            time.sleep(0.01)
+        time.sleep(pause)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        tiles = sorted(tmp_path.glob("[0-9]*.parquet"))
+        assert tiles
+        for tile in tiles:
+            assert read_tile(tile, REWARDS)[0]["reward"].to_pylist() == [float(tile.stem)] * 200
+            tile.unlink()
