@@ -7,9 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
-from itertools import combinations
-from typing import Any, ClassVar, Literal, TypeVar
+from functools import cached_property, wraps
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import pydantic.dataclasses
@@ -22,32 +21,29 @@ Kind = Literal["min", "max", "sigma", "quantile", "min_of", "max_of", "random"]
 Class = TypeVar("Class", bound=type)
 
 POINTS = ("min", "mu-2sigma", "mu-sigma", "mu", "mu+sigma", "mu+2sigma", "max")
-BLOCK = 2**15  # rewards worked on at once: 256 KB of float64 and its temporaries stay in a core's cache
+BLOCK = 2**16  # rewards worked on at once: 512 KB of float64 and its temporaries stay in a core's cache
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _MU = re.compile(rf"mu(?:([+-])({_NUMBER})?sigma)?")
 _QUANTILE = re.compile(rf"q({_NUMBER})")
 _FIRST = re.compile(r"(min|max)_of_([1-9][0-9]*)")
-_FORMS = (
-    "min, max, mu, mu+sigma, mu-2sigma (any multiple), min_of_5, max_of_3 (any count >= 1), q0.05 (from 0 to 1) or random"
-)
+_FORMS = "min, max, mu, mu+sigma, mu-2sigma (any multiple), min_of_5, max_of_3, random or q0.05 (from q0 to q1)"
 
 
 def paper_pairs() -> list[tuple[str, str]]:
     """The 21 pairs (chosen, rejected) of the paper's seven points, from the lowest chosen point to the highest."""
-    return [(high, low) for low, high in sorted(combinations(POINTS, 2), key=lambda pair: POINTS.index(pair[1]))]
+    return [(chosen, rejected) for place, chosen in enumerate(POINTS) for rejected in POINTS[:place]]
 
 
 @dataclass(frozen=True)
 class Position:
     """A place in a prompt's reward distribution, which one response represents.
 
-    kind "min" and "max": the worst and the best response.
+    kind "min" and "max": the worst and the best response; "min_of" and "max_of": of the first `value` finite rewards.
+    kind "random": the first finite reward. Samples of a pool are exchangeable, so the first ones are random draws, and
+    they stay put as n grows.
     kind "sigma": the response nearest to mu + `value` * sigma, moments of the prompt's finite rewards.
     kind "quantile": the response nearest to the `value` quantile (linear between order statistics, as `np.quantile`).
-    kind "min_of" and "max_of": the worst and the best of the first `value` finite rewards. Samples of a pool are
-    exchangeable, so these are random draws, and they stay put as n grows.
-    kind "random": the first finite reward.
     Ties go to the lowest index, everywhere.
     """
 
@@ -56,83 +52,46 @@ class Position:
 
     @classmethod
     def parse(cls, text: str) -> "Position":
-        """The position written as the paper writes it: `mu-2sigma`, `max`, `min_of_5`, `q0.05`, `random`.
-
-        Raises:
-            ValueError: `text` has none of the forms; the message lists them.
-        """
-        match text:
-            case "min" | "max" | "random":
-                return cls(text)
-            case _:
-                pass
+        """The position that the paper writes so: `mu-2sigma`, `max`, `min_of_5`, ...; a ValueError lists all forms."""
+        if text in ("min", "max", "random"):
+            return cls(text)
         if match_ := _MU.fullmatch(text):
             sign, multiple = match_.groups()
             return cls("sigma", 0.0 if sign is None else float(sign + (multiple or "1")) + 0.0)  # + 0.0: no minus zero
         if (match_ := _QUANTILE.fullmatch(text)) and float(match_[1]) <= 1:
             return cls("quantile", float(match_[1]))
         if match_ := _FIRST.fullmatch(text):
-            return cls("min_of" if match_[1] == "min" else "max_of", float(match_[2]))
+            kind = "min_of" if match_[1] == "min" else "max_of"
+            return cls("random") if match_[2] == "1" else cls(kind, int(match_[2]))
         raise ValueError(f"a position must be one of {_FORMS}, got {text!r}")
-
-    def __str__(self) -> str:
-        """The position as `parse` reads it."""
-        number = np.format_float_positional(abs(self.value), trim="-")
-        match self.kind:
-            case "sigma":
-                sign = "-" if self.value < 0 else "+"
-                return f"mu{sign}{number if number != '1' else ''}sigma" if self.value else "mu"
-            case "quantile":
-                return f"q{number}"
-            case "min_of" | "max_of":
-                return f"{self.kind}_{number}"
-            case _:
-                return self.kind
 
     @property
     def minimum_samples(self) -> int:
         """The finite rewards that a prompt needs for this position: k for the worst or best of k, else one."""
         return int(self.value) if self.kind in ("min_of", "max_of") else 1
 
-    @property
-    def at_most_first(self) -> bool:
-        """Whether the response is the first finite one or, always, one that is no better."""
-        return self.kind in ("min_of", "random") or (self.kind == "max_of" and self.value == 1)
-
-    @property
-    def at_least_first(self) -> bool:
-        """Whether the response is the first finite one or, always, one that is no worse."""
-        return self.kind in ("max_of", "random") or (self.kind == "min_of" and self.value == 1)
-
     def pick(self, rewards: "FiniteRewards") -> Indices:
         """The column of the response that represents this position, for every prompt with `minimum_samples` or more."""
+        values = rewards.values
         match self.kind:
-            case "min":
-                return rewards.values.argmin(axis=1)
-            case "max":
-                return rewards.values.argmax(axis=1)
+            case "min" | "min_of":
+                return values[:, : int(self.value) or None].argmin(axis=1)
+            case "max" | "max_of":
+                return values[:, : int(self.value) or None].argmax(axis=1)
             case "sigma":
                 return _nearest_to_sigma(rewards, self.value)
             case "quantile":
-                return _nearest_to_quantile(rewards.values, self.value)
-            case "min_of":
-                return rewards.values[:, : self.minimum_samples].argmin(axis=1)
-            case "max_of":
-                return rewards.values[:, : self.minimum_samples].argmax(axis=1)
+                return _nearest_to_quantile(values, self.value)
             case "random":
-                return np.zeros(len(rewards.values), dtype=np.intp)
+                return np.zeros(len(values), dtype=np.intp)
 
 
+@dataclass(frozen=True)
 class FiniteRewards:
-    """Rewards of prompts that have equally many, with their moments, computed once and only where a position asks.
+    """Finite rewards [prompts, m >= 2] and their moments, computed where a position asks; sigma divides by m - ddof."""
 
-    values: [prompts, m >= 2], all finite, reward-model units.
-    ddof: sigma divides by m - ddof.
-    """
-
-    def __init__(self, values: Floats, ddof: int) -> None:
-        self.values = values
-        self.ddof = ddof
+    values: Floats
+    ddof: int
 
     @cached_property
     def mu(self) -> Floats:
@@ -154,19 +113,21 @@ def _nearest_to_sigma(rewards: FiniteRewards, multiple: float) -> Indices:
     return np.abs(distance, out=distance).argmin(axis=1)
 
 
-def _nearest_to_quantile(rewards: Floats, quantile: float) -> Indices:
-    """The column nearest to the linear quantile.
+def quantile_ranks(quantile: float, m: int) -> list[int]:
+    """The ranks (0 = lowest) of the order statistics of m nearest to their linear quantile: one, or two where tied.
 
-    That quantile lies between two neighbouring order statistics, so its fraction alone says which is nearer. Exact in
-    rationals: the median of an even number of responses is a tie for every prompt, which rounding must not decide.
+    The quantile lies between two neighbours, so its fraction alone says which is nearer. Exact in rationals: the median
+    of an even number of responses is a tie for every prompt, which rounding must not decide.
     """
-    place = Fraction(str(quantile)) * (rewards.shape[1] - 1)
-    low = place.__floor__()
-    fraction = place - low
-    ranks = [low] if fraction < Fraction(1, 2) else [low + 1] if fraction > Fraction(1, 2) else [low, low + 1]
+    low, fraction = divmod(Fraction(str(quantile)) * (m - 1), 1)
+    return [low] if fraction < Fraction(1, 2) else [low + 1] if fraction > Fraction(1, 2) else [low, low + 1]
+
+
+def _nearest_to_quantile(rewards: Floats, quantile: float) -> Indices:
+    """The column nearest to the linear quantile."""
+    ranks = quantile_ranks(quantile, rewards.shape[1])
     ordered = np.partition(rewards, ranks, axis=1)
-    nearest = (rewards == ordered[:, ranks[0], None]) | (rewards == ordered[:, ranks[-1], None])
-    return nearest.argmax(axis=1)
+    return ((rewards == ordered[:, ranks[0], None]) | (rewards == ordered[:, ranks[-1], None])).argmax(axis=1)
 
 
 @dataclass(frozen=True)
@@ -186,17 +147,26 @@ class Selection:
     dropped: dict[str, Indices]
 
 
+class Strategy(Protocol):
+    """A pure function of the rewards, which may give no pair, one or several for a prompt."""
+
+    def __call__(self, rewards: ArrayLike) -> Selection:
+        """The pairs of rewards [prompts, n]; NaN = not scored."""
+        ...
+
+
 def _raise_plainly(cls: Class) -> Class:
     """`cls`, whose own ValueErrors arrive as they were raised, without the lines that pydantic puts around them."""
     build: Callable[..., None] = cls.__init__
 
-    def __init__(self: object, *args: Any, **fields: Any) -> None:
+    @wraps(build)
+    def build_plainly(self: object, *args: Any, **fields: Any) -> None:
         try:
             build(self, *args, **fields)
         except ValidationError as error:
             raise error.errors()[0].get("ctx", {}).get("error", error) from None
 
-    setattr(cls, "__init__", __init__)  # noqa: B010 - a plain assignment to a type's __init__ is refused by pyright
+    setattr(cls, "__init__", build_plainly)  # noqa: B010 - a plain assignment to a type's __init__ is refused by pyright
     return cls
 
 
@@ -225,11 +195,8 @@ class PositionPair:
                 Position.parse(text)
             except ValueError as error:
                 raise ValueError(f"strategy.{field}: {error}") from None
-        if not self._two_random and _never_above(*self.positions):
-            raise ValueError(
-                f"strategy.chosen must lie above strategy.rejected, got chosen={self.chosen} and "
-                f"rejected={self.rejected}, of which the chosen reward is never the higher one"
-            )
+        if not self.chosen == self.rejected == "random" and _never_above(*self.positions):
+            raise ValueError(f"strategy.chosen must lie above strategy.rejected for some rewards, got the pair {self}")
 
     def __str__(self) -> str:
         """The pair as the paper writes it."""
@@ -245,23 +212,10 @@ class PositionPair:
         """The smallest n_samples that this pair can be made from."""
         return max(2, *(position.minimum_samples for position in self.positions))
 
-    @property
-    def _two_random(self) -> bool:
-        return self.chosen == self.rejected == "random"
-
     def check_n_samples(self, n_samples: int) -> None:
-        """Nothing, where n_samples responses per prompt are enough for this pair.
-
-        Raises:
-            ValueError: they are not; the message names the position that asks for more.
-        """
-        if n_samples >= self.minimum_samples:
-            return
-        if n_samples < 2:
-            raise ValueError(f"n_samples must be >= 2 to make a pair, got {n_samples}")
-        field = max(("chosen", "rejected"), key=lambda name: Position.parse(getattr(self, name)).minimum_samples)
-        position = getattr(self, field)
-        raise ValueError(f"n_samples must be >= {self.minimum_samples} for strategy.{field}={position}, got {n_samples}")
+        """Raises a ValueError where n_samples responses per prompt are too few for this pair."""
+        if n_samples < self.minimum_samples:
+            raise ValueError(f"n_samples must be >= {self.minimum_samples} for the pair {self}, got {n_samples}")
 
     def __call__(self, rewards: ArrayLike) -> Selection:
         """The pair of every prompt that has one, and why the others have none.
@@ -278,23 +232,22 @@ class PositionPair:
             raise ValueError(f"rewards must have the shape [prompts, n_samples], got {list(matrix.shape)}")
         self.check_n_samples(matrix.shape[1])
         picks = np.full((2, len(matrix)), -1, dtype=np.intp)  # chosen, rejected: [prompts]
-        margin = np.zeros(len(matrix), dtype=bool)
-        scored = np.zeros(len(matrix), dtype=bool)
+        margin, scored = np.zeros((2, len(matrix)), dtype=bool)  # [prompts]
         for rows, columns, finite in _finite_blocks(matrix, self.minimum_samples):
             pair = self._pick(finite)
             reward = np.take_along_axis(finite, pair.T, axis=1)  # [rows, 2]
             scored[rows], margin[rows] = True, reward[:, 0] > reward[:, 1]
             picks[:, rows] = pair if columns is None else np.take_along_axis(columns, pair.T, axis=1).T
-        apart = picks[0] != picks[1]
-        kept = np.flatnonzero(margin)
+        (chosen, rejected), kept = picks, np.flatnonzero(margin)
+        apart = chosen != rejected
         dropped = {"too_few": ~scored, "same_response": scored & ~apart, "no_margin": scored & apart & ~margin}
-        return Selection(kept, *picks[:, kept], {reason: np.flatnonzero(rows) for reason, rows in dropped.items()})
+        by_reason = {reason: np.flatnonzero(rows) for reason, rows in dropped.items()}
+        return Selection(prompt=kept, chosen=chosen[kept], rejected=rejected[kept], dropped=by_reason)
 
     def _pick(self, finite: Floats) -> Indices:
         """The columns of the chosen and the rejected response, [2, rows]."""
-        if self._two_random:
-            first_is_higher = finite[:, 0] >= finite[:, 1]
-            return np.where(first_is_higher, [[0], [1]], [[1], [0]])
+        if self.chosen == self.rejected == "random":
+            return np.where(finite[:, 0] >= finite[:, 1], [[0], [1]], [[1], [0]])
         rewards = FiniteRewards(finite, self.ddof)
         return np.stack([position.pick(rewards) for position in self.positions])
 
@@ -304,17 +257,16 @@ def _finite_blocks(matrix: NDArray[Any], least: int) -> Iterator[tuple[Indices, 
 
     Yields (rows [rows], columns of their finite rewards [rows, m] or None for all n, these rewards [rows, m] float64).
     """
-    n = matrix.shape[1]
     finite = np.isfinite(matrix)
     counts = np.count_nonzero(finite, axis=1)
     for m in np.unique(counts[counts >= least]).tolist():
         same_count = np.flatnonzero(counts == m)
-        size = max(1, BLOCK // n)
+        size = max(1, BLOCK // matrix.shape[1])
         for rows in (same_count[start : start + size] for start in range(0, len(same_count), size)):
             block, columns = matrix[rows], None
-            if m < n:
-                columns = np.nonzero(finite[rows])[1].reshape(-1, m)
-                block = np.take_along_axis(block, columns, axis=1)
+            if m < matrix.shape[1]:
+                kept, first = finite[rows], np.arange(len(rows))[:, None] * matrix.shape[1]
+                block, columns = block[kept].reshape(-1, m), np.flatnonzero(kept).reshape(-1, m) - first
             yield rows, columns, np.ascontiguousarray(block, dtype=np.float64)
 
 
@@ -323,14 +275,18 @@ def _never_above(chosen: Position, rejected: Position) -> bool:
     if chosen in (Position("min"), Position("quantile", 0)) or rejected in (Position("max"), Position("quantile", 1)):
         return True
     match chosen.kind, rejected.kind:
-        case ("sigma", "sigma") | ("quantile", "quantile"):
+        case ("sigma", "sigma") | ("quantile", "quantile") | ("max_of", "max_of"):
             return chosen.value <= rejected.value
+        case ("min_of", "min_of"):
+            return chosen.value >= rejected.value
+        case ("min_of" | "random", "max_of" | "random"):  # both read the first reward: no better and no worse than it
+            return True
         case ("sigma", "quantile"):
             return _sigma_below_quantile(chosen.value, rejected.value)
         case ("quantile", "sigma"):
             return _sigma_below_quantile(-rejected.value, 1 - chosen.value)
         case _:
-            return _first_never_above(chosen, rejected)
+            return False
 
 
 def _sigma_below_quantile(multiple: float, quantile: float) -> bool:
@@ -341,13 +297,3 @@ def _sigma_below_quantile(multiple: float, quantile: float) -> bool:
     """
     share = min(quantile, quantile / 2 + 0.25)  # the smallest over n >= 2
     return multiple < 0 and share >= 1 / (1 + multiple**2)
-
-
-def _first_never_above(chosen: Position, rejected: Position) -> bool:
-    """The same of two positions that both read the row's first rewards; others can always differ."""
-    chosen_k, rejected_k = chosen.minimum_samples, rejected.minimum_samples
-    if chosen.at_most_first and rejected.at_least_first:
-        return True
-    if chosen.at_most_first and rejected.at_most_first:
-        return chosen_k >= rejected_k
-    return chosen.at_least_first and rejected.at_least_first and chosen_k <= rejected_k

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 import time
 from fractions import Fraction
 
@@ -112,7 +113,7 @@ def test_every_pair_equals_the_row_by_row_reference(
     rng = np.random.default_rng(7)
     strategy = PositionPair(chosen=chosen, rejected=rejected, ddof=ddof)
     for n, missing in ((5, 0.0), (6, 0.4), (33, 0.1), (64, 0.0)):
-        rewards = rng.normal(3, 2, size=(60, n)).astype(dtype)
+        rewards = rng.normal(3, 2, size=(30, n)).astype(dtype)
         rewards[rng.random(rewards.shape) < missing] = rng.choice([np.nan, np.inf, -np.inf])
         rewards[:3] = rewards[:3, :1]  # constant rows
         rewards[3:9] = rewards[3:9].round()  # equal rewards
@@ -250,6 +251,7 @@ def _normal(seed: int, n: int, missing: float) -> NDArray[np.float64]:
     return rewards
 
 
+@settings(deadline=None)
 @given(matrices, any_pair)
 def test_every_row_is_selected_or_dropped_for_one_reason(rewards: NDArray[np.float64], pair: tuple[str, str]) -> None:
     selection = PositionPair(chosen=pair[0], rejected=pair[1])(rewards)
@@ -258,6 +260,7 @@ def test_every_row_is_selected_or_dropped_for_one_reason(rewards: NDArray[np.flo
     assert (rewards[selection.prompt, selection.chosen] > rewards[selection.prompt, selection.rejected]).all()
 
 
+@settings(deadline=None)
 @given(matrices, any_pair, st.floats(0.01, 100), st.floats(-100, 100))
 def test_selection_is_invariant_under_scale_and_shift(
     rewards: NDArray[np.float64], pair: tuple[str, str], scale: float, shift: float
@@ -268,6 +271,7 @@ def test_selection_is_invariant_under_scale_and_shift(
     assert dropped_of(moved) == dropped_of(selection)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(3, 40), st.sampled_from([*paper_pairs(), ("max", "q0.2")]))
 def test_a_permutation_of_the_columns_permutes_the_selection(seed: int, n: int, pair: tuple[str, str]) -> None:
     if pair[1] == "q0.2" and (n - 1) % 5 == 0:
@@ -279,6 +283,7 @@ def test_a_permutation_of_the_columns_permutes_the_selection(seed: int, n: int, 
     assert [(row, order[high], order[low]) for row, high, low in pairs_of(there)] == pairs_of(here)
 
 
+@settings(deadline=None)
 @given(matrices, any_pair, st.integers(0, 40))
 def test_an_unscored_column_changes_nothing_but_the_indices(
     rewards: NDArray[np.float64], pair: tuple[str, str], place: int
@@ -290,7 +295,7 @@ def test_an_unscored_column_changes_nothing_but_the_indices(
     assert there == pairs_of(strategy(rewards))
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(-3, 3), min_size=5, max_size=5), min_size=1, max_size=8), any_pair)
 def test_equal_integer_rewards_never_break_the_rules(rows: list[list[int]], pair: tuple[str, str]) -> None:
     rewards = np.array(rows, dtype=np.float64)
@@ -307,14 +312,28 @@ def test_equal_integer_rewards_never_break_the_rules(rows: list[list[int]], pair
 
 @pytest.mark.parametrize(
     "text",
-    ["", "best", "Max", " max", "max\n", "mu+", "mu+sigma2", "mu +sigma", "mu*2sigma", "mu--2sigma", "mu+1e3sigma"]
-    + ["min_of_0", "min_of_-1", "min_of_2.5", "max_of_", "q1.5", "q-0.1", "q", "q5%", "mu-٢sigma", "sigma"],
+    [
+        *(
+            "",
+            "best",
+            "Max",
+            " max",
+            "max\n",
+            "mu+",
+            "mu+sigma2",
+            "mu +sigma",
+            "mu*2sigma",
+            "mu--2sigma",
+            "mu+1e3sigma",
+        ),
+        *("min_of_0", "min_of_-1", "min_of_2.5", "max_of_", "q1.5", "q-0.1", "q", "q5%", "mu-\u0662sigma", "sigma"),
+    ],
 )
 def test_an_unknown_position_is_refused_in_one_line_that_lists_the_forms(text: str) -> None:
     with pytest.raises(ValueError, match="must be one of min, max, mu, mu\\+sigma") as refused:
         Position.parse(text)
     assert repr(text) in str(refused.value)
-    with pytest.raises(ValueError, match="strategy.rejected: a position must be one of") as refused:
+    with pytest.raises(ValueError, match=r"strategy\.rejected: a position must be one of") as refused:
         PositionPair(chosen="max", rejected=text)
     assert len(str(refused.value).splitlines()) == 1
 
@@ -328,14 +347,16 @@ def test_one_position_may_be_written_in_several_ways() -> None:
 
 @pytest.mark.parametrize(
     ("chosen", "rejected"),
-    [("min", "max"), ("mu", "mu"), ("max", "max"), ("mu-2sigma", "mu+sigma"), ("min", "mu-4sigma"), ("mu", "max")]
-    + [("min_of_5", "max"), ("min", "min_of_5"), ("min_of_5", "min_of_2"), ("min_of_5", "min_of_5"), ("q0", "mu")]
-    + [("max_of_2", "max_of_5"), ("min_of_2", "max_of_2"), ("random", "max_of_3"), ("min_of_3", "random")]
-    + [("random", "max_of_1"), ("min_of_1", "max_of_1"), ("q0.1", "q0.9"), ("q0.5", "q0.5"), ("mu+4sigma", "q1")]
-    + [("mu-2sigma", "q0.5"), ("mu-2sigma", "q0.2"), ("q0.05", "mu+sigma"), ("random", "max"), ("min", "random")],
+    [
+        *(("min", "max"), ("mu", "mu"), ("max", "max"), ("mu-2sigma", "mu+sigma"), ("min", "mu-4sigma"), ("mu", "max")),
+        *(("min_of_5", "max"), ("min", "min_of_5"), ("min_of_5", "min_of_2"), ("min_of_5", "min_of_5"), ("q0", "mu")),
+        *(("max_of_2", "max_of_5"), ("min_of_2", "max_of_2"), ("random", "max_of_3"), ("min_of_3", "random")),
+        *(("random", "max_of_1"), ("min_of_1", "max_of_1"), ("q0.1", "q0.9"), ("q0.5", "q0.5"), ("mu+4sigma", "q1")),
+        *(("mu-2sigma", "q0.5"), ("mu-2sigma", "q0.2"), ("q0.05", "mu+sigma"), ("random", "max"), ("min", "random")),
+    ],
 )
 def test_a_pair_that_never_has_a_margin_is_refused(chosen: str, rejected: str) -> None:
-    with pytest.raises(ValueError, match=f"got the pair \\({chosen.replace('+', '.')}, ") as refused:
+    with pytest.raises(ValueError, match=re.escape(f"got the pair ({chosen}, {rejected})")) as refused:
         PositionPair(chosen=chosen, rejected=rejected)
     assert len(str(refused.value).splitlines()) == 1
 
@@ -351,9 +372,9 @@ def test_a_pair_that_never_has_a_margin_is_refused(chosen: str, rejected: str) -
         ("min_of_2", "mu+sigma", [9.0, 9.0] + [0.0] * 50),
         ("mu-sigma", "max_of_2", [-9.0, -9.0] + [0.0] * 50),
         ("mu", "q0.9", [0.0] * 20 + [1.0, 1000.0]),
-        ("mu-2sigma", "q0.05", [-9.0, -9.0, -9.0] + [0.0] * 40),
-        ("q0.95", "mu+2sigma", [9.0, 9.0, 9.0] + [0.0] * 40),
-        ("mu", "q0.3", [0.0, 1.0, 2.0, 3.0]),
+        ("mu-2sigma", "q0.05", [-9.0, -9.0, -9.0, -6.5] + [0.0] * 46),
+        ("q0.95", "mu+2sigma", [9.0, 9.0, 9.0, 6.5] + [0.0] * 46),
+        ("mu", "q0.3", [0.0, 1.0, 2.0, 3.0, 4.0]),
         ("mu+sigma", "q0.99", [0.0] * 300 + [1.0, 1000.0]),
     ],
 )
@@ -361,6 +382,7 @@ def test_a_pair_that_can_have_a_margin_has_it_for_some_rewards(chosen: str, reje
     assert isinstance(one(chosen, rejected, row), tuple)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 12), st.floats(0.1, 3), st.integers(0, 20))
 def test_a_refused_sigma_and_quantile_have_no_margin_in_any_heavy_tailed_pool(
     seed: int, n: int, k: float, twentieth: int
@@ -381,11 +403,11 @@ def test_a_refused_sigma_and_quantile_have_no_margin_in_any_heavy_tailed_pool(
 def test_too_few_samples_are_refused_by_name() -> None:
     scalable = PositionPair(chosen="max", rejected="min_of_5")
     assert scalable.minimum_samples == 5
-    with pytest.raises(ValueError, match="n_samples must be >= 5 for the pair .max, min_of_5., got 4"):
+    with pytest.raises(ValueError, match=r"n_samples must be >= 5 for the pair \(max, min_of_5\), got 4"):
         scalable(np.zeros((3, 4)))
-    with pytest.raises(ValueError, match="n_samples must be >= 2 for the pair .max, min., got 1"):
+    with pytest.raises(ValueError, match=r"n_samples must be >= 2 for the pair \(max, min\), got 1"):
         PositionPair(chosen="max", rejected="min")(np.zeros((3, 1)))
-    with pytest.raises(ValueError, match="shape .prompts, n_samples., got .3."):
+    with pytest.raises(ValueError, match=r"shape \[prompts, n_samples\], got \[3\]"):
         PositionPair(chosen="max", rejected="min")(np.zeros(3))
 
 
