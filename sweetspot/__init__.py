@@ -1,0 +1,18 @@
+"""sweetspot: n samples per prompt -> the best preference data -> a policy, and an honest account of which construction works.
+
+The life of a prompt, one stage a line (`sweetspot.stages`, called by run.py):
+
+    samples = sample(prompts, model, sampler, n_samples, run)         tiles of the shared pool that are missing
+    rewards = score(samples, reward_model, run)                       one float a sample
+    pairs   = select(rewards, strategy, run)                          pure: rewards [prompts, n] -> pairs
+    policy  = train(pairs, start, reference, dpo, deepspeed, ...)     a policy is a Model again
+    result  = evaluate(policy, start, held_out, sampler, eval, ...)   sampling again, other prompts, and judging
+    report  = report.write(manifest)                                  from the manifest and the store alone
+
+The floors; an import only points down:
+
+    run.py, report, manifest
+    stages
+    sampler, reward_model, trainer, logprob, embedded, dpo, eval, data
+    component, schema, store, launch, logger, model, strategy, distribution, losses
+"""

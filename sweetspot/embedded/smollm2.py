@@ -2,7 +2,8 @@
 
     python -m sweetspot.embedded.smollm2 FOLDER
 
-The package holds the weights as GGUF (Q4_1, 98 MB). It is read and never imported: its own requirements would compile llama.cpp.
+The package holds the weights as GGUF (Q4_1, 98 MB). It is read and never imported: its own requirements would compile
+llama.cpp.
 """
 
 import argparse
@@ -86,7 +87,8 @@ def write_weights(gguf: Path, folder: Path) -> None:
     settings = read.config.to_dict()
     settings.pop("quantization_config", None)  # a model from GGUF refuses to be saved: a plain one takes its weights
     settings.pop("_name_or_path", None)
-    plain = LlamaForCausalLM(LlamaConfig.from_dict(settings)).to(torch.bfloat16)
+    plain: Any = LlamaForCausalLM(LlamaConfig.from_dict(settings))
+    plain = plain.to(torch.bfloat16)
     plain.load_state_dict(read.state_dict(), strict=True)
     plain.tie_weights()
     plain.generation_config = GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=EOS)

@@ -1,0 +1,186 @@
+"""The single entry point: compose the configuration, run the stages in order, print where the results lie.
+
+python run.py                                             the whole pipeline on the embedded default
+python run.py strategy=scalable n_samples=32              one point of the paper
+python run.py -m strategy=max_min,mu_minus_2sigma,random  several, sharing one pool
+python run.py --help                                      the groups and the most useful overrides
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import hydra
+import pyarrow as pa
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, ValidationError
+from rich.console import Console
+
+from sweetspot import manifest as manifests
+from sweetspot import report, stages
+from sweetspot.component import build, component, explain
+from sweetspot.data import Data
+from sweetspot.distribution import indistinct
+from sweetspot.dpo import DPO, DeepSpeed
+from sweetspot.eval import HeldOut
+from sweetspot.launch import Local, WorkerError
+from sweetspot.logger import Logger
+from sweetspot.model import Model
+from sweetspot.reward_model import RewardModel
+from sweetspot.sampler import Sampler
+from sweetspot.stages import Run
+from sweetspot.store import Store, StoreError
+from sweetspot.strategy import PositionPair
+
+WANTS_TRACE = os.environ.get("HYDRA_FULL_ERROR") == "1"
+USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, WorkerError, StoreError)
+STAGES = ("sample", "score", "select", "train", "evaluate")
+
+
+@component
+class Settings:
+    """The composed configuration, built and checked: the fields are the keys of conf/config.yaml."""
+
+    model: Model
+    data: Any
+    sampler: Sampler
+    reward_model: Any
+    strategy: Any
+    dpo: DPO
+    deepspeed: DeepSpeed
+    eval: HeldOut
+    logger: Any
+    launcher: Local
+    n_samples: int = Field(ge=2)
+    seed: int = Field(ge=0)
+    rounds: int = Field(ge=1)
+    until: Literal["sample", "score", "select", "train", "evaluate"]
+    store: str = Field(min_length=1)
+    remake_corrupt: bool
+
+    def __post_init__(self) -> None:
+        for name, kind in (("data", Data), ("reward_model", RewardModel), ("logger", Logger)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be a {kind.__name__}, got {type(getattr(self, name)).__name__}")
+        needed = getattr(self.strategy, "minimum_samples", 2)
+        if self.n_samples < needed:
+            raise ValueError(f"n_samples must be >= {needed} for the strategy's positions, got {self.n_samples}")
+        if self.rounds > 1 and not self.reaches("train"):
+            raise ValueError(f"until must be train or evaluate when rounds is {self.rounds}, got {self.until}")
+
+    def reaches(self, stage: str) -> bool:
+        """Whether the run goes as far as the stage."""
+        return STAGES.index(self.until) >= STAGES.index(stage)
+
+
+def settings_of(config: Mapping[str, Any]) -> Settings:
+    """The settings that a composed configuration describes.
+
+    Raises:
+        ValueError: one line that names key, rule and value.
+    """
+    values = {name: build(part, name) if isinstance(part, Mapping) else part for name, part in config.items()}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise ValueError(explain(error, "", list(Settings.__pydantic_fields__))) from None  # pyright: ignore
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> None:
+    """Run one composed configuration."""
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    plain = {name: value for name, value in plain.items() if name != "experiment"}
+    command = " ".join(["python run.py", *HydraConfig.get().overrides.task])
+    pipeline(settings_of(plain), plain, Path(HydraConfig.get().runtime.output_dir), command)
+
+
+def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, command: str) -> Path:
+    """Run the stages that `until` names, and leave manifest.json and report.html in the folder.
+
+    Returns:
+        The manifest's path. A run that stops at an error leaves a manifest of the stages that it finished.
+    """
+    console, started = Console(), datetime.now(UTC)
+    prompts = settings.data.load()
+    if settings.reaches("evaluate") and prompts.held_out.num_rows == 0:
+        raise ValueError("data: no prompt is held out, so there is nothing to evaluate on; hold some out, or set until=train")
+    sink = settings.logger.open(folder, dict(config), folder.name)
+    run = Run(Store(Path(settings.store)), folder, settings.launcher, sink, settings.remake_corrupt)
+    written = folder / "manifest.json"
+    facts: dict[str, Any] = {"warnings": _warnings(settings, prompts.duplicates), "rounds": [], "evaluation": None}
+    for warning in facts["warnings"]:
+        console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
+    try:
+        _stages(settings, prompts.train, prompts.held_out, run, facts)
+    finally:
+        manifest = {**manifests.of_run(run, config, command, started), **facts}
+        manifests.write(written, manifest)
+        sink.close(manifests.flat_metrics(manifest))
+    page = report.write(written)
+    console.print(report.summary(manifest))
+    console.print(f"report    {page}\nmanifest  {written}", highlight=False, soft_wrap=True)
+    return written
+
+
+def _stages(settings: Settings, train: pa.Table, held_out: pa.Table, run: Run, facts: dict[str, Any]) -> None:
+    """The paper's figure 1, once a round; what each stage found goes into the facts as soon as it is known."""
+    start: Model = stages.prepare(settings.model, run)
+    reward_model: RewardModel = stages.prepare(settings.reward_model, run)
+    model = start
+    names = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    for _ in range(settings.rounds):
+        found: dict[str, Any] = {}
+        facts["rounds"].append(found)
+        samples = stages.sample(train, model, settings.sampler, settings.n_samples, run)
+        found["samples"] = manifests.of_samples(samples)
+        if not settings.reaches("score"):
+            return
+        rewards = stages.score(samples, reward_model, run)
+        found["rewards"] = manifests.of_rewards(rewards, str(names.get("reward_model", "selecting")))
+        if not settings.reaches("select"):
+            return
+        pairs = stages.select(rewards, settings.strategy, run)
+        found["pairs"] = manifests.of_pairs(pairs, _strategy_name(settings.strategy))
+        if not settings.reaches("train"):
+            return
+        reference = start if settings.dpo.reference == "first" else model
+        card = {"base": settings.model.name, "reward_model": found["rewards"]["reward_model"], **found["pairs"]}
+        policy = stages.train(pairs, model, reference, settings.dpo, settings.deepspeed, card, run)
+        found["policy"] = manifests.of_policy(policy)
+        model = policy.model
+    if settings.reaches("evaluate"):
+        judged = stages.prepare(settings.eval, run)
+        selecting = (facts["rounds"][-1]["rewards"]["reward_model"], reward_model)
+        result = stages.evaluate(model, start, held_out, settings.sampler, judged, selecting, settings.dpo, run)
+        facts["evaluation"] = {"key": result.key, "path": result.path, **result.metrics}
+
+
+def _strategy_name(strategy: Any) -> str:
+    return f"({strategy.chosen}, {strategy.rejected})" if isinstance(strategy, PositionPair) else type(strategy).__name__
+
+
+def _warnings(settings: Settings, duplicates: int) -> list[str]:
+    """What a user should know before paying: positions that cannot be told apart at this n, duplicate prompts."""
+    found = [f"data: {duplicates} duplicate prompts were left out"] if duplicates else []
+    if isinstance(settings.strategy, PositionPair) and (told := indistinct(settings.strategy, settings.n_samples)):
+        found.append(told)
+    return found
+
+
+if __name__ == "__main__":
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here, to be told in one line
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")
+    except USER_ERRORS as error:
+        if WANTS_TRACE:
+            raise
+        sys.exit(f"error: {' '.join(str(error).split())}")

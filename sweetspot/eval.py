@@ -1,0 +1,106 @@
+"""Evaluation: pure figures about fresh responses of the start and of the policy to held-out prompts.
+
+Start and policy answer the same prompts with the same seeds, so every comparison is paired. The unit of an interval is the prompt:
+responses to one prompt are averaged before anything is resampled.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from sweetspot.component import component
+from sweetspot.reward_model import RewardModel
+
+CONFIDENCE = 0.95
+
+
+@component
+class HeldOut:
+    """Fresh responses to the held-out prompts, judged by a reward model that selection never saw."""
+
+    version: ClassVar[int] = 1
+    judge_name: str = Field(min_length=1)
+    judge: object  # a RewardModel
+    n_samples: int = Field(ge=1)
+    tile_prompts: int = Field(ge=1)
+    resamples: int = Field(ge=1000)
+    kl_samples: int = Field(ge=0)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.judge, RewardModel):
+            raise ValueError(f"judge must be a reward model, got {type(self.judge).__name__}")
+        if self.kl_samples > self.n_samples:
+            raise ValueError(f"kl_samples must be <= n_samples ({self.n_samples}), got {self.kl_samples}")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over prompts with its 95% bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap_mean(values: np.ndarray, resamples: int, seed: int) -> Interval:
+    """The mean over prompts with its percentile-bootstrap interval.
+
+    Args:
+        values: one figure a prompt [prompts]; NaN (a prompt without responses) is left out. For two policies, the difference
+            of each prompt's two figures, which makes the interval a paired one.
+        resamples: bootstrap draws of prompts.
+        seed: of the draws.
+
+    Returns:
+        NaN limits when fewer than two prompts are left.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
+    """
+    from scipy import stats
+
+    kept = np.asarray(values, dtype=np.float64)
+    kept = kept[np.isfinite(kept)]
+    if len(kept) < 2:
+        return Interval(float(kept.mean()) if len(kept) else float("nan"), float("nan"), float("nan"), len(kept))
+    if np.ptp(kept) == 0:
+        return Interval(float(kept[0]), float(kept[0]), float(kept[0]), len(kept))
+    drawn = stats.bootstrap(
+        (kept,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, 2_000_000 // len(kept)),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(kept.mean()), float(drawn.low), float(drawn.high), len(kept))
+
+
+def preferences(policy: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """The judge's preference for each of the policy's responses over the start's of the same seed: 1, 0, or 0.5 for a tie.
+
+    Args:
+        policy, start: rewards [prompts, n]; NaN where a prompt was set aside, which stays NaN.
+    """
+    both = np.isfinite(policy) & np.isfinite(start)
+    return np.where(both, 0.5 * (np.sign(policy - start) + 1), np.nan)
+
+
+def distinct(responses: Sequence[str], size: int = 2) -> float:
+    """distinct-n: different n-grams of words divided by all of them, over all responses (Li et al. 2016, 1510.03055).
+
+    Returns:
+        NaN when no response has `size` words.
+    """
+    words = [response.split() for response in responses]
+    grams = [tuple(row[at : at + size]) for row in words for at in range(len(row) - size + 1)]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def duplicate_rate(keys: Sequence[tuple[str, str]]) -> float:
+    """The share of responses that repeat an earlier response to the same prompt; `keys` are (prompt_id, response)."""
+    return 1 - len(set(keys)) / len(keys) if keys else float("nan")

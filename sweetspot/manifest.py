@@ -1,0 +1,163 @@
+"""The manifest of a run: config -> keys -> metrics -> commit, in one JSON file. Tables and figures read manifests only."""
+
+import json
+import math
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sweetspot.distribution import moments, normality
+from sweetspot.eval import duplicate_rate
+from sweetspot.stages import Pairs, Policy, Rewards, Run, Samples
+from sweetspot.store import library_versions
+
+VERSION = 1
+
+
+def of_run(run: Run, config: Mapping[str, Any], command: str, started: datetime) -> dict[str, Any]:
+    """What is known of a run whatever it got to: command, commit, configuration, libraries and stages."""
+    return {
+        "version": VERSION,
+        "commit": _commit(),
+        "command": command,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+        "until": config["until"],
+        "made": sum(stage.made for stage in run.stages),
+        "libraries": library_versions(),
+        "config": config,
+        "store": str(run.store.root.resolve()),
+        "stages": [asdict(stage) for stage in run.stages],
+    }
+
+
+def of_samples(samples: Samples) -> dict[str, Any]:
+    """Counts, lengths and the rate of duplicates of a pool's first n samples."""
+    table = samples.read()
+    lengths = table["n_tokens"].to_numpy()
+    reasons = table["finish_reason"].to_pylist()
+    responses = list(zip(table["prompt_id"].to_pylist(), table["response"].to_pylist(), strict=True))
+    return {
+        "key": samples.key,
+        "folder": f"samples/{samples.key}",
+        "prompts": f"prompts/{samples.prompts_path.name}",
+        "tiles": [tile.name for tile in samples.tiles],
+        "n_samples": samples.n_samples,
+        "n_prompts": samples.prompts.num_rows,
+        "tokens": int(lengths.sum()),
+        "mean_tokens": float(lengths.mean()) if len(lengths) else math.nan,
+        "cut_share": reasons.count("length") / len(reasons) if reasons else math.nan,
+        "duplicate_rate": duplicate_rate(responses),
+        "set_aside": samples.set_aside(),
+    }
+
+
+def of_rewards(rewards: Rewards, name: str) -> dict[str, Any]:
+    """Moments of the prompts' reward distributions, averaged over prompts, and the share that looks normal."""
+    matrix = rewards.matrix()
+    of = moments(matrix)
+    looks = normality(matrix)
+    return {
+        "key": rewards.key,
+        "folder": f"rewards/{rewards.key}",
+        "reward_model": name,
+        "mean": _mean(of.mean),
+        "mean_sd": _mean(of.sd),
+        "skew": _mean(of.skew),
+        "kurtosis": _mean(of.kurtosis),
+        "normal_share_shapiro": looks.shapiro_share_adjusted,
+        "normal_share_lilliefors": looks.lilliefors_share_adjusted,
+    }
+
+
+def of_pairs(pairs: Pairs, strategy: str) -> dict[str, Any]:
+    """Pairs kept and dropped with reasons, and where chosen and rejected really lie."""
+    table = pairs.table
+    mean = {name: _mean(table[name].to_numpy()) for name in ("chosen_z", "rejected_z", "chosen_reward", "rejected_reward")}
+    return {
+        "key": pairs.key,
+        "path": f"pairs/{pairs.key}/{pairs.path.name}",
+        "strategy": strategy,
+        "kept": table.num_rows,
+        "dropped": {reason: len(names) for reason, names in pairs.dropped.items()},
+        "chosen_z": mean["chosen_z"],
+        "rejected_z": mean["rejected_z"],
+        "margin": mean["chosen_reward"] - mean["rejected_reward"],
+        "chosen_tokens": _pair_tokens(pairs, "chosen_index"),
+        "rejected_tokens": _pair_tokens(pairs, "rejected_index"),
+    }
+
+
+def of_policy(policy: Policy) -> dict[str, Any]:
+    """Where the policy lies and how its training loss went."""
+    losses = [row["loss"] for row in policy.history if "loss" in row]
+    return {
+        "key": policy.key,
+        "folder": f"policies/{policy.key}",
+        "history": f"policies/{policy.key}/history.jsonl",
+        "steps": len(losses),
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+    }
+
+
+def write(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest whole, NaN as null; an earlier one of the same run is replaced."""
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(_plain(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def flat_metrics(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of the rounds and the evaluation as one flat dict, for a logger's summary."""
+    return _flatten({"rounds": manifest["rounds"], "evaluation": manifest["evaluation"], "made": manifest["made"]})
+
+
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        entries: list[tuple[str, Any]] = [(str(name), part) for name, part in value.items()]
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        entries = [(str(part.get("name", number)), part) for number, part in enumerate(value)]
+    else:
+        return {path: value} if isinstance(value, int | float) else {}
+    return {at: found for name, part in entries for at, found in _flatten(part, f"{path}/{name}".strip("/")).items()}
+
+
+def _pair_tokens(pairs: Pairs, column: str) -> float:
+    table = pairs.samples.read()
+    places = zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
+    lengths = dict(zip(places, table["n_tokens"].to_pylist(), strict=True))
+    wanted = zip(pairs.table["prompt_id"].to_pylist(), pairs.table[column].to_pylist(), strict=True)
+    return _mean(np.array([lengths[place] for place in wanted], dtype=np.float64))
+
+
+def _mean(values: np.ndarray) -> float:
+    kept = values[np.isfinite(values)]
+    return float(kept.mean()) if len(kept) else math.nan
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _commit() -> str | None:
+    """The commit of the working tree that this package lies in, with "+" when it has changes; None outside one."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "-C", str(here), "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

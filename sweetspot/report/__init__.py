@@ -1,0 +1,103 @@
+"""The report of a run: report.html beside its manifest.json, and the summary on the terminal."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sweetspot.report.rows import Shown, points, read_history, read_scored, read_shown
+from sweetspot.report.summary import count, duration, in_sd, number, percent, sections, signed, summary, verdict
+
+__all__ = ["summary", "write"]
+
+
+def write(manifest_path: Path) -> Path:
+    """Write report.html beside the manifest: one self-contained file, a section for every stage that was reached.
+
+    Args:
+        manifest_path: manifest.json, which names the store and the files that are read.
+
+    Returns:
+        The report's path. An earlier report is replaced.
+    """
+    manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
+    page = _template().render(
+        manifest=manifest,
+        verdict=verdict(manifest),
+        sections=list(sections(manifest)),
+        rounds=[_round(turn, found, manifest) for turn, found in enumerate(manifest["rounds"], 1)],
+        evaluation=_evaluation(manifest["evaluation"]),
+        keys=list(_keys(manifest)),
+        config=yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True, width=100),
+    )
+    path = manifest_path.with_name("report.html")
+    scratch = path.with_name(".report.html.part")
+    scratch.write_text(page, encoding="utf-8")
+    return scratch.replace(path)
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parents[1]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {show.__name__: show for show in (count, duration, in_sd, number, percent, signed)}
+    return environment.get_template("report.html.j2")
+
+
+def _round(turn: int, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows of a round; None where the run did not get so far."""
+    from sweetspot.report import figures  # matplotlib takes a second to import, which `--help` should not wait for
+
+    store, name, last = Path(manifest["store"]), f"round{turn}", len(manifest["rounds"])
+    samples, rewards, pairs, policy = (found.get(part) for part in ("samples", "rewards", "pairs", "policy"))
+    scored = read_scored(store, samples, rewards) if samples and rewards else None
+    places = points(scored) if scored else []
+    shown = read_shown(store, found, scored) if samples else []
+    history = read_history(store, policy) if policy else []
+    z = [pairs[f"{side}_z"] if pairs else None for side in ("chosen", "rejected")]
+    return {
+        "title": f"Round {turn}: " if last > 1 else "",
+        "name": name,
+        "n": samples["n_samples"] if samples else 0,
+        "pooled": figures.pooled(f"{name}-pooled", scored, places, *z) if scored and places else None,
+        "places": places,
+        "beyond": figures.beyond(scored) if scored else 0,
+        "strategy": pairs["strategy"] if pairs else None,
+        "chosen_z": z[0],
+        "rejected_z": z[1],
+        "multiples": _multiples(f"{name}-prompts", shown),
+        "shown": shown,
+        "training": figures.training(f"{name}-training", history) if history else None,
+        "window": figures.smoothing_window(len(history)),
+        "set_aside": samples["set_aside"] if samples else {},
+    }
+
+
+def _multiples(name: str, shown: list[Shown]) -> Any:
+    from sweetspot.report import figures
+
+    scored = shown and all(prompt.rewards is not None and len(prompt.rewards) for prompt in shown)
+    return figures.multiples(name, shown) if scored else None
+
+
+def _evaluation(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    from sweetspot.report import figures
+
+    return {**found, "figure": figures.held_out("held-out", found["judges"])} if found else None
+
+
+def _keys(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(what, key, place in the store) of every artefact of the run."""
+    for turn, found in enumerate(manifest["rounds"], 1):
+        of_round = f"round {turn} " if len(manifest["rounds"]) > 1 else ""
+        for name, part in found.items():
+            yield of_round + name, part["key"], part.get("folder") or part["path"]
+    if manifest["evaluation"]:
+        yield "evaluation", manifest["evaluation"]["key"], manifest["evaluation"]["path"]

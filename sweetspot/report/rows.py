@@ -1,0 +1,168 @@
+"""The rows behind a manifest: what of the store a report looks at."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from sweetspot.distribution import expected_position, moments
+from sweetspot.schema import PAIRS, PROMPTS, REWARDS, SAMPLES
+from sweetspot.store import read_tile
+from sweetspot.strategy import POINTS, FiniteRewards, Position
+
+Floats = NDArray[np.float64]
+SHOWN = 8  # prompts whose responses and distributions are shown
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response as it is shown. z: (reward - mu) / sigma within its prompt. Both are None where it was not scored."""
+
+    label: str
+    text: str
+    reward: float | None
+    z: float | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A prompt as it is shown: its turns (role, text), its responses, and its rewards [n] where it was scored."""
+
+    prompt_id: str
+    messages: list[tuple[str, str]]
+    responses: list[Response]
+    rewards: Floats | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The reward matrix of a round.
+
+    rewards: [prompts, n], reward-model units, NaN = not scored. z: the same rewards from their prompt's mean in its
+    standard deviations (ddof 1).
+    """
+
+    prompt_ids: list[str]
+    rewards: Floats
+    z: Floats
+
+
+def read_scored(store: Path, samples: Mapping[str, Any], rewards: Mapping[str, Any]) -> Scored:
+    """The rewards of a round's first n samples, rows in the order of its prompts."""
+    ids: list[str] = read_tile(store / samples["prompts"], PROMPTS)[0]["prompt_id"].to_pylist()
+    row_of = {name: row for row, name in enumerate(ids)}
+    matrix = np.full((len(ids), samples["n_samples"]), np.nan)
+    for name in samples["tiles"]:
+        table, _ = read_tile(store / rewards["folder"] / f"{name}.parquet", REWARDS)
+        table = table.filter(pc.field("sample_index") < samples["n_samples"])
+        names = table["prompt_id"].combine_chunks().dictionary_encode()
+        rows = np.array([row_of[name] for name in names.dictionary.to_pylist()], dtype=np.intp)
+        matrix[rows[names.indices.to_numpy()], table["sample_index"].to_numpy()] = table["reward"].to_numpy()
+    of = moments(matrix)
+    return Scored(ids, matrix, (matrix - of.mean[:, None]) / of.sd[:, None])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a point of the reward distribution lies.
+
+    z: the mean over prompts of its response's. normal_z: the same in a normal pool of the same n.
+    share_min, share_max: the share of prompts for which its response is the minimum, or the maximum.
+    """
+
+    point: str
+    z: float
+    normal_z: float
+    share_min: float
+    share_max: float
+
+
+def points(scored: Scored) -> list[Place]:
+    """The paper's seven points, over the prompts whose n rewards are all finite and not all equal; [] without such."""
+    rows = np.isfinite(scored.z).all(axis=1)
+    rewards, z = FiniteRewards(scored.rewards[rows], 1), scored.z[rows]
+    if not len(z):
+        return []
+    worst, best = rewards.values.argmin(axis=1), rewards.values.argmax(axis=1)
+    places: list[Place] = []
+    for point in POINTS:
+        pick = Position.parse(point).pick(rewards)
+        mean = float(z[np.arange(len(z)), pick].mean())
+        normal = expected_position(point, z.shape[1]).z / _mean_sd(z.shape[1])
+        places.append(Place(point, mean, normal, float((pick == worst).mean()), float((pick == best).mean())))
+    return places
+
+
+def _mean_sd(n: int) -> float:
+    """E[sd] (ddof 1) of n standard normal rewards. A pick's z is independent of the sd it is divided by (Basu), so its
+    expectation is that in true sigma over this."""
+    return math.sqrt(2 / (n - 1)) * math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2))
+
+
+def read_history(store: Path, policy: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The training curve: a row a step."""
+    return [json.loads(line) for line in (store / policy["history"]).read_text().splitlines() if line.strip()]
+
+
+def read_shown(store: Path, found: Mapping[str, Any], scored: Scored | None) -> list[Shown]:
+    """Up to eight prompts of a round, evenly spaced and not hand-picked.
+
+    Where pairs were selected, prompts with a pair, shown with its two responses; else prompts of the first tile, shown
+    with their first two.
+    """
+    if "pairs" in found:
+        table, _ = read_tile(store / found["pairs"]["path"], PAIRS)
+        return [_shown_pair(row, scored) for row in table.take(_spaced(table.num_rows)).to_pylist()]
+    samples = found["samples"]
+    if not samples["tiles"]:
+        return []
+    table, _ = read_tile(store / samples["folder"] / f"{samples['tiles'][0]}.parquet", SAMPLES)
+    rows = table.select(["prompt_id", "sample_index", "response"]).to_pylist()
+    ids = list(dict.fromkeys(row["prompt_id"] for row in rows))
+    wanted = [ids[number] for number in _spaced(len(ids))]
+    prompts, _ = read_tile(store / samples["prompts"], PROMPTS)
+    at = {name: row for row, name in enumerate(prompts["prompt_id"].to_pylist())}
+    messages = prompts["messages"].take([at[name] for name in wanted]).to_pylist()
+    return [_shown_samples(name, turns, rows, scored) for name, turns in zip(wanted, messages, strict=True)]
+
+
+def _shown_pair(row: Mapping[str, Any], scored: Scored | None) -> Shown:
+    responses = [Response(side, row[side], row[f"{side}_reward"], row[f"{side}_z"]) for side in ("chosen", "rejected")]
+    return Shown(row["prompt_id"], _turns(row["messages"]), responses, _rewards_of(row["prompt_id"], scored))
+
+
+def _shown_samples(name: str, messages: Any, texts: list[dict[str, Any]], scored: Scored | None) -> Shown:
+    first = sorted((row for row in texts if row["prompt_id"] == name), key=lambda row: row["sample_index"])[:2]
+    row = scored.prompt_ids.index(name) if scored else -1
+    responses = [
+        Response(
+            f"sample {text['sample_index']}",
+            text["response"],
+            float(scored.rewards[row, text["sample_index"]]) if scored else None,
+            float(scored.z[row, text["sample_index"]]) if scored else None,
+        )
+        for text in first
+    ]
+    return Shown(name, _turns(messages), responses, _rewards_of(name, scored))
+
+
+def _turns(messages: list[dict[str, str]]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in messages]
+
+
+def _rewards_of(name: str, scored: Scored | None) -> Floats | None:
+    if scored is None:
+        return None
+    row = scored.rewards[scored.prompt_ids.index(name)]
+    return row[np.isfinite(row)]
+
+
+def _spaced(count: int) -> list[int]:
+    """Up to eight row numbers of `count`, evenly spaced from the first to the last."""
+    return np.unique(np.linspace(0, max(count - 1, 0), min(count, SHOWN)).round().astype(int)).tolist()

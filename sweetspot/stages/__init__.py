@@ -1,0 +1,28 @@
+"""The stages, in the order of the paper's figure 1: sample, score, select, train, evaluate.
+
+Each stage takes what the one before returned, looks in the store for what is there already, has a worker make the rest, and
+records how much it made and reused. Nothing here imports torch, vLLM or transformers.
+"""
+
+from sweetspot.stages.evaluation import Evaluation, evaluate
+from sweetspot.stages.pairs import Pairs, select
+from sweetspot.stages.policy import Policy, log_probabilities, train
+from sweetspot.stages.pool import Rewards, Samples, sample, score
+from sweetspot.stages.run import Run, Stage, prepare
+
+__all__ = [
+    "Evaluation",
+    "Pairs",
+    "Policy",
+    "Rewards",
+    "Run",
+    "Samples",
+    "Stage",
+    "evaluate",
+    "log_probabilities",
+    "prepare",
+    "sample",
+    "score",
+    "select",
+    "train",
+]

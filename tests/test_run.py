@@ -1,0 +1,207 @@
+"""The whole pipeline on tiny models through run.py: what is made, what is reused, and what a kill costs."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweetspot.schema import PAIRS, REWARDS, SAMPLES
+from sweetspot.store import read_tile
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve prompts to train on and four held out."""
+    folder = tmp_path_factory.mktemp("prompts")
+    things = ["cats", "rain", "gardens", "tea", "snow", "bread", "music", "stars", "boats", "trees", "rivers", "owls"]
+    (folder / "train.jsonl").write_text("".join(json.dumps({"prompt": f"Tell me about {thing}."}) + "\n" for thing in things))
+    (folder / "held_out.jsonl").write_text("".join(json.dumps({"prompt": f"Why {n} times?"}) + "\n" for n in range(4)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(prompts_file: Path, tiny_policy: Path, tiny_reward: Path) -> list[str]:
+    """The overrides that put tiny parts everywhere."""
+    reward = [
+        "reward_model=sequence_classifier",
+        f"reward_model.path={tiny_reward}",
+        "reward_model.dtype=float32",
+    ]
+    return [
+        "model=other",
+        f"model.path={tiny_policy}",
+        "data=jsonl",
+        f"data.path={prompts_file}/train.jsonl",
+        f"data.held_out_path={prompts_file}/held_out.jsonl",
+        "sampler=transformers",
+        "sampler.dtype=float32",
+        "sampler.max_tokens=8",
+        "sampler.tile_prompts=4",
+        "sampler.tile_samples=4",
+        "n_samples=8",
+        "strategy=max_min",
+        "dpo.epochs=1",
+        "dpo.autocast=null",
+        "dpo.save_every=2",
+        "launcher.threads=1",
+        *reward,
+        "reward_model@eval.judge=sequence_classifier",
+        f"eval.judge.path={tiny_reward}",
+        "eval.judge_name=tiny",
+        "eval.tile_prompts=4",
+        "eval.n_samples=2",
+    ]
+
+
+def start(overrides: list[str], store: Path, folder: Path) -> "subprocess.Popen[str]":
+    arguments = [*overrides, f"store={store}", f"hydra.run.dir={folder}"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, "run.py", *arguments], cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, **pipes)
+
+
+def finish(overrides: list[str], store: Path, folder: Path) -> dict[str, Any]:
+    """The manifest of a run that is expected to succeed."""
+    process = start(overrides, store, folder)
+    output, _ = process.communicate(timeout=600)
+    logs = "".join(path.read_text()[-3000:] for path in folder.glob("jobs/*/log.txt"))
+    assert process.returncode == 0, output + logs
+    return json.loads((folder / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A store and the manifest of the first run on it."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder / "store", finish(tiny_overrides, folder / "store", folder / "first")
+
+
+def test_a_run_goes_from_prompts_to_scores(finished: tuple[Path, dict[str, Any]]) -> None:
+    store, manifest = finished
+    (found,) = manifest["rounds"]
+    assert found["samples"]["n_prompts"] == 12
+    assert found["pairs"]["kept"] + sum(found["pairs"]["dropped"].values()) == 12
+    assert found["pairs"]["chosen_z"] > 0 > found["pairs"]["rejected_z"]
+    assert found["policy"]["loss_first"] == pytest.approx(0.6931, abs=0.01)  # ln 2: the policy starts as its reference
+    assert {judge["role"] for judge in manifest["evaluation"]["judges"]} == {"judge", "selecting"}
+    assert manifest["evaluation"]["n_prompts"] == 4
+    policy = store / found["policy"]["folder"]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {path.name for path in policy.iterdir()}
+    assert (store.parent / "first" / "report.html").exists()
+
+
+def test_the_same_command_makes_nothing(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    store, first = finished
+    began = time.monotonic()
+    again = finish(tiny_overrides, store, tmp_path / "again")
+    assert time.monotonic() - began < 20
+    assert again["made"] == 0
+    assert again["rounds"] == first["rounds"]
+    assert again["evaluation"] == first["evaluation"]
+
+
+def test_another_strategy_samples_and_scores_nothing(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    again = finish([*tiny_overrides, "strategy=random", "until=select"], finished[0], tmp_path / "random")
+    made = {stage["name"]: stage["made"] for stage in again["stages"]}
+    assert made == {"sample": 0, "score": 0, "select": 1}
+
+
+def test_a_larger_n_makes_only_the_new_tiles_and_a_smaller_n_selects_from_the_first_samples(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    store, _ = finished
+    larger = finish([*tiny_overrides, "n_samples=12", "until=select"], store, tmp_path / "larger")
+    assert [(stage["made"], stage["reused"]) for stage in larger["stages"]] == [(3, 6), (3, 6), (1, 0)]
+    smaller = finish([*tiny_overrides, "n_samples=4", "until=select"], store, tmp_path / "smaller")
+    assert [(stage["made"], stage["reused"]) for stage in smaller["stages"]] == [(0, 3), (0, 3), (1, 0)]
+    pairs = read_tile(store / smaller["rounds"][0]["pairs"]["path"], PAIRS)[0]
+    assert set(pairs["chosen_index"].to_pylist()) | set(pairs["rejected_index"].to_pylist()) <= {0, 1, 2, 3}
+    rewards = {}
+    for name in smaller["rounds"][0]["samples"]["tiles"]:
+        table = read_tile(store / smaller["rounds"][0]["rewards"]["folder"] / f"{name}.parquet", REWARDS)[0].to_pylist()
+        for row in table:
+            rewards.setdefault(row["prompt_id"], {})[row["sample_index"]] = row["reward"]
+    for row in pairs.to_pylist():
+        assert row["chosen_reward"] == max(rewards[row["prompt_id"]].values())
+        assert row["rejected_reward"] == min(rewards[row["prompt_id"]].values())
+
+
+def test_a_second_round_samples_from_the_trained_policy(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    two = finish([*tiny_overrides, "rounds=2", "until=train"], finished[0], tmp_path / "two")
+    first, second = two["rounds"]
+    assert first["policy"]["key"] == finished[1]["rounds"][0]["policy"]["key"]
+    assert second["samples"]["key"] != first["samples"]["key"]
+    kept = finish([*tiny_overrides, "rounds=2", "until=train", "dpo.reference=first"], finished[0], tmp_path / "kept")
+    assert kept["rounds"][0]["policy"]["key"] == first["policy"]["key"]
+    assert kept["rounds"][1]["policy"]["key"] != second["policy"]["key"]
+
+
+def test_a_corrupt_tile_is_named_and_remade_only_on_request(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "store")
+    manifest = finished[1]["rounds"][0]
+    tile = tmp_path / "store" / manifest["samples"]["folder"] / f"{manifest['samples']['tiles'][0]}.parquet"
+    whole = tile.read_bytes()
+    tile.write_bytes(whole[:200] + b"\0\0\0\0" + whole[204:])
+    stopped = start([*tiny_overrides, "strategy=random", "until=select"], tmp_path / "store", tmp_path / "stopped")
+    output, _ = stopped.communicate(timeout=300)
+    assert stopped.returncode == 1
+    assert f"{tile.name} is corrupt" in output
+    assert "remake_corrupt=true" in output
+    assert tile.read_bytes() != whole
+    remade = finish(
+        [*tiny_overrides, "strategy=random", "until=select", "remake_corrupt=true"], tmp_path / "store", tmp_path / "remade"
+    )
+    assert [stage["made"] for stage in remade["stages"]] == [1, 0, 1]
+    assert tile.read_bytes() == whole
+
+
+def content(store: Path) -> dict[str, bytes]:
+    """The bytes of every tile of samples, rewards and pairs."""
+    kinds = {"samples": SAMPLES, "rewards": REWARDS, "pairs": PAIRS}
+    return {
+        str(path.relative_to(store)): path.read_bytes() for kind in kinds for path in sorted((store / kind).rglob("*.parquet"))
+    }
+
+
+def test_a_run_killed_at_20_random_moments_ends_in_the_same_bytes(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone"
+    undisturbed = finish(tiny_overrides, alone, tmp_path / "undisturbed")
+    seconds = undisturbed["seconds"]
+    moments = random.Random(0)
+    store, kills = tmp_path / "store", 0
+    while kills < 20:
+        process = start(tiny_overrides, store, tmp_path / f"run{kills}")
+        before = content(store) if store.exists() else {}
+        time.sleep(moments.uniform(0.3, 1.0) * seconds)
+        if process.poll() is not None and before == content(store):
+            shutil.rmtree(store)  # it was finished: begin anew, so that later kills hit the early stages again
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        after = content(store) if store.exists() else {}
+        assert before.items() <= after.items() or not after
+    final = finish(tiny_overrides, store, tmp_path / "final")
+    assert content(store) == content(alone)
+    assert final["rounds"][0]["policy"]["loss_last"] == pytest.approx(
+        undisturbed["rounds"][0]["policy"]["loss_last"], abs=1e-5
+    )

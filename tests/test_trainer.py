@@ -1,0 +1,413 @@
+"""The training worker and the log-probability worker, on a tiny model."""
+
+# ruff: noqa: E402 - the imports wait for importorskip
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from sweetspot import logprob, trainer
+from sweetspot.component import build, to_config
+from sweetspot.dpo import DPO, DeepSpeed
+from sweetspot.losses import sequence_logprobs
+from sweetspot.model import Model, Probe, TemplateError, load_tokenizer, prompt_ids
+from sweetspot.schema import LOGPROBS
+from sweetspot.store import read_tile
+
+END = 2
+SETTINGS = DPO(
+    beta=0.1,
+    learning_rate=1e-3,
+    schedule="linear",
+    warmup_ratio=0.1,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    epochs=2,
+    batch_size=4,
+    max_tokens=128,
+    max_prompt_tokens=96,
+    dtype="float64",
+    autocast=None,
+    seed=0,
+    reference="previous",
+    device_batch_size=4,
+    reference_batch_tokens=256,
+    gradient_checkpointing=False,
+    save_every=2,
+    save_total_limit=1,
+)
+
+
+class KilledError(Exception):
+    """Stands for kill -9."""
+
+
+# --- rows and batches ------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_holds_exactly_the_prompt_ids_and_the_sampled_ids_end_of_turn_included(tiny_model: Model) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    pairs, _ = trainer.training_pairs(_rows(3), tiny_model, tokenizer, SETTINGS)
+    batch = trainer.collate_pairs(pairs)
+    rendered = [prompt_ids(tiny_model, tokenizer, row["messages"]) for row in _rows(3)]
+    sampled = [row[f"{side}_ids"] for side in ("chosen", "rejected") for row in _rows(3)]
+    for row, prompt, response in zip(range(6), rendered * 2, sampled, strict=True):
+        ids, mask = batch["token_ids"][row], batch["response_mask"][row]
+        assert ids[: len(prompt) + len(response)].tolist() == prompt + response
+        assert ids[mask].tolist() == response
+        assert response[-1] == END
+        assert prompt.count(tokenizer.bos_token_id) == 2, (
+            "one turn and the opening: BOS opens each turn of this template"
+        )
+
+
+def test_pairs_come_in_the_order_of_their_ids_whatever_the_file_order(tiny_model: Model) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    forward, _ = trainer.training_pairs(_rows(5), tiny_model, tokenizer, SETTINGS)
+    backward, _ = trainer.training_pairs(_rows(5)[::-1], tiny_model, tokenizer, SETTINGS)
+    assert forward == backward
+
+
+def test_a_long_prompt_loses_its_beginning_and_a_pair_that_still_does_not_fit_is_dropped_and_counted(
+    tiny_model: Model,
+) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    rows = _rows(3)
+    rows[0]["messages"] = [{"role": "user", "content": "rain " * 120}]
+    rows[1]["rejected_ids"] = [9] * 200
+    whole = prompt_ids(tiny_model, tokenizer, rows[0]["messages"])
+    pairs, dropped = trainer.training_pairs(rows, tiny_model, tokenizer, SETTINGS)
+    assert dropped == {"too_long": 1}
+    assert len(whole) > 96
+    assert pairs[0].prompt == whole[-96:]
+    assert [pair.chosen for pair in pairs] == [rows[0]["chosen_ids"], rows[2]["chosen_ids"]]
+
+
+def test_no_pair_that_fits_is_refused(tiny_model: Model) -> None:
+    rows = [{**row, "chosen_ids": [9] * 200} for row in _rows(2)]
+    with pytest.raises(ValueError, match=r"none of the 2 pairs fits into dpo.max_tokens = 128"):
+        trainer.training_pairs(rows, tiny_model, load_tokenizer(tiny_model), SETTINGS)
+
+
+def test_a_pair_without_reference_is_refused_by_name(tiny_model: Model) -> None:
+    rows = [{**row, "reference_chosen": math.nan} for row in _rows(1)]
+    with pytest.raises(ValueError, match=r"finite, got \(nan, -1.0\) for pair \(p00, 0\)"):
+        trainer.training_pairs(rows, tiny_model, load_tokenizer(tiny_model), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"device_batch_size": 3}, "dpo: batch_size must be a multiple of device_batch_size, got 4 and 3"),
+        ({"max_prompt_tokens": 128}, "dpo: max_prompt_tokens must be smaller than max_tokens, .* got 128 and 128"),
+        ({"autocast": "bfloat16"}, "dpo: autocast must be null unless dtype is float32, got bfloat16 with float64"),
+        ({"beta": 0.0}, "dpo.beta: must be greater than 0, got 0.0"),
+        ({"schedule": "constant"}, "dpo.schedule: must be 'linear' or 'cosine', got 'constant'"),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        build({**to_config(SETTINGS), **changes}, at="dpo")
+
+
+# --- log-probabilities -----------------------------------------------------------------------------------------------
+
+
+def test_the_head_at_response_positions_gives_the_log_probabilities_of_the_whole_logits(tiny_model: Model) -> None:
+    network = logprob.load_network(tiny_model, SETTINGS)
+    batch = logprob.collate(_sequences(tiny_model, 5))
+    found = logprob.response_logprobs(network, **batch, autocast=None)
+    mask = torch.arange(batch["token_ids"].shape[1]) < batch["token_ids"].ne(0).sum(1, keepdim=True)
+    logits = network(input_ids=batch["token_ids"], attention_mask=mask.long()).logits
+    whole = sequence_logprobs(logits, **batch)
+    assert found.tolist() == pytest.approx(whole.tolist(), abs=1e-10)
+
+
+def test_gradients_through_the_response_positions_are_those_of_the_whole_logits(tiny_model: Model) -> None:
+    batch = logprob.collate(_sequences(tiny_model, 3))
+    gradients = []
+    for whole in (False, True):
+        network = logprob.load_network(tiny_model, SETTINGS)
+        if whole:
+            sums = sequence_logprobs(network(input_ids=batch["token_ids"]).logits, **batch)
+        else:
+            sums = logprob.response_logprobs(network, **batch, autocast=None)
+        sums.sum().backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in network.parameters()]))
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+
+
+def test_log_probabilities_do_not_depend_on_what_they_are_batched_with(tiny_model: Model) -> None:
+    network = logprob.load_network(tiny_model, SETTINGS)
+    sequences = _sequences(tiny_model, 7)
+    alone = [logprob.logprobs([sequence], network, SETTINGS)[0] for sequence in sequences]
+    for tokens in (1, 100, 250, 10_000):
+        settings = dataclasses.replace(SETTINGS, reference_batch_tokens=tokens)
+        assert logprob.logprobs(sequences, network, settings) == pytest.approx(alone, abs=1e-10)
+
+
+def test_autocast_gives_nearly_the_same_log_probabilities(tiny_model: Model) -> None:
+    settings = dataclasses.replace(SETTINGS, dtype="float32", autocast="bfloat16")
+    sequences = _sequences(tiny_model, 3)
+    exact = logprob.logprobs(sequences, logprob.load_network(tiny_model, SETTINGS), SETTINGS)
+    rounded = logprob.logprobs(sequences, logprob.load_network(tiny_model, settings), settings)
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert rounded != pytest.approx(exact, rel=1e-6)
+
+
+def test_the_logprob_worker_writes_a_row_per_response_that_fits_and_names_the_others(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprob, "PART_ROWS", 3)
+    rows = [
+        {"prompt_id": row["prompt_id"], "sample_index": 1, "messages": row["messages"], "token_ids": row["chosen_ids"]}
+        for row in _rows(5)
+    ]
+    rows[2]["token_ids"] = [9] * 200
+    _logprob(rows, tiny_model, tmp_path)
+    parts = [read_tile(path, LOGPROBS) for path in sorted((tmp_path / "parts").glob("*.parquet"))]
+    found = {row["prompt_id"]: row for table, _ in parts for row in table.to_pylist()}
+    assert len(parts) == 2
+    assert sorted(found) == ["p00", "p01", "p03", "p04"]
+    assert [place for _, facts in parts for place in facts["too_long"]] == [["p02", 1]]
+    network = logprob.load_network(tiny_model, SETTINGS)
+    for row in (rows[0], rows[4]):
+        prompt = prompt_ids(tiny_model, load_tokenizer(tiny_model), row["messages"])
+        value = logprob.logprobs([(prompt, row["token_ids"])], network, SETTINGS)[0]
+        assert found[row["prompt_id"]]["logprob"] == pytest.approx(value, abs=1e-10)
+        assert found[row["prompt_id"]]["n_tokens"] == len(row["token_ids"])
+
+
+def test_dropout_of_modules_and_attention_is_off() -> None:
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        attention_dropout=0.5,
+    )
+    network = torch.nn.Sequential(LlamaForCausalLM(config), torch.nn.Dropout(0.5)).train()
+    trainer.without_dropout(network)
+    ids = torch.arange(20)[None]
+    assert torch.equal(network[0](ids).logits, network[0](ids).logits)
+    assert network[1].p == 0
+    assert config.attention_dropout == 0.5, "the policy's config stays that of the start model"
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_a_trained_policy_is_a_plain_folder_that_renders_as_its_start_model(tiny_model: Model, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, dtype="float32")
+    _, events = _train(tmp_path, tiny_model, settings, count=10)
+    folder = tmp_path / "policy"
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "history.jsonl"} <= names
+    assert {"README.md", "fingerprint.json"} <= names
+    assert not [name for name in names if "checkpoint" in name or name.endswith((".bin", ".pt"))]
+    policy = tiny_model.at(folder)
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    assert network.dtype == torch.float32
+    assert Probe.of(policy, load_tokenizer(policy)) == Probe.of(tiny_model, load_tokenizer(tiny_model))
+    start = AutoModelForCausalLM.from_pretrained(tiny_model.path)
+    assert not torch.equal(network.lm_head.weight, start.lm_head.weight)
+    card = (folder / "README.md").read_text()
+    assert "| base | tiny |" in card
+    assert "| pairs dropped as too_long | 0 |" in card
+    assert "| beta | 0.1 |" in card
+    assert "| loss, first step | 0.6931 |" in card
+    assert events[0] == {"metrics": {"pairs": 10, "too_long": 0}}
+
+
+def test_training_starts_at_log_two_and_separates_the_pairs(tiny_model: Model, tmp_path: Path) -> None:
+    history, events = _train(tmp_path, tiny_model, SETTINGS, count=10)
+    assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6], "3 steps an epoch: 4, 4 and 2 pairs"
+    assert [row["epoch"] for row in history] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
+    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-9)
+    assert history[0]["rewards/margin"] == pytest.approx(0, abs=1e-9)
+    assert history[-1]["loss"] < history[0]["loss"]
+    last = history[-1]
+    assert last["rewards/margin"] == pytest.approx(last["rewards/chosen"] - last["rewards/rejected"], abs=1e-9)
+    assert last["rewards/accuracy"] == 1
+    assert last["learning_rate"] == pytest.approx(1e-3 / 5), (
+        "warm-up of one step, then linear: the last step has 1/5 left"
+    )
+    assert [event["metrics"] for event in events if "step" in event.get("metrics", {})] == history
+    progress = [event["progress"] for event in events if "progress" in event]
+    assert [state["done"] for state in progress] == [1, 2, 3, 4, 5, 6]
+    assert {(state["total"], state["unit"]) for state in progress} == {(6, "steps")}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"device_batch_size": 1}, {"device_batch_size": 2}, {"gradient_checkpointing": True}]
+)
+def test_how_a_step_is_cut_into_forward_passes_changes_nothing(
+    changes: dict[str, Any], tiny_model: Model, tmp_path: Path
+) -> None:
+    """10 pairs in steps of 4: an epoch's last step has 2, which a mean of means over forward passes would misweigh."""
+    whole, _ = _train(tmp_path / "whole", tiny_model, SETTINGS, count=10)
+    cut, _ = _train(tmp_path / "cut", tiny_model, dataclasses.replace(SETTINGS, **changes), count=10)
+    for ours, theirs in zip(whole, cut, strict=True):
+        assert list(ours.values()) == pytest.approx(list(theirs.values()), abs=1e-9)
+
+
+def test_a_seed_gives_one_policy_and_another_seed_another(tiny_model: Model, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, dtype="float32")
+    for name in ("first", "second"):
+        _train(tmp_path / name, tiny_model, settings, count=6)
+    _train(tmp_path / "other", tiny_model, dataclasses.replace(settings, seed=1), count=6)
+    first, second, other = (
+        (tmp_path / name / "policy/fingerprint.json").read_text() for name in ("first", "second", "other")
+    )
+    assert first == second != other
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_killed_training_goes_on_to_the_undisturbed_curve_and_policy(
+    step: int, tiny_model: Model, tmp_path: Path
+) -> None:
+    """A checkpoint every 2 steps of 6: killed at step 1 it starts anew, at 3 and 5 it goes on from 2 and 4."""
+    settings = dataclasses.replace(SETTINGS, dtype="float32")
+    undisturbed, _ = _train(tmp_path / "undisturbed", tiny_model, settings, count=10)
+    with pytest.raises(KilledError):
+        _train(tmp_path / "killed", tiny_model, settings, count=10, killed_at=step)
+    resumed, events = _train(tmp_path / "killed", tiny_model, settings, count=10)
+    assert [row["step"] for row in resumed] == [1, 2, 3, 4, 5, 6]
+    steps = [event["metrics"]["step"] for event in events if "step" in event.get("metrics", {})]
+    assert steps == list(range(step // 2 * 2 + 1, 7)), "steps before the checkpoint are not made again"
+    for ours, theirs in zip(resumed, undisturbed, strict=True):
+        assert list(ours.values()) == pytest.approx(list(theirs.values()), abs=1e-6)
+    digests = {(tmp_path / name / "policy/fingerprint.json").read_text() for name in ("undisturbed", "killed")}
+    assert len(digests) == 1
+
+
+def test_a_checkpoint_without_its_mark_is_deleted_and_the_one_before_taken(tiny_model: Model, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, dtype="float32", save_total_limit=2)
+    with pytest.raises(KilledError):
+        _train(tmp_path, tiny_model, settings, count=10, killed_at=5)
+    checkpoints = tmp_path / "policy" / trainer.CHECKPOINTS
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    (checkpoints / "checkpoint-4" / trainer.WHOLE).unlink()
+    (checkpoints / "checkpoint-4" / "optimizer.pt").write_bytes(b"half")
+    assert trainer.last_whole(checkpoints) == checkpoints / "checkpoint-2"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2"]
+    history, _ = _train(tmp_path, tiny_model, settings, count=10)
+    assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_policy_that_was_finished_but_not_tidied_is_only_tidied(tiny_model: Model, tmp_path: Path) -> None:
+    _train(tmp_path, tiny_model, SETTINGS, count=4)
+    (tmp_path / "policy" / trainer.CHECKPOINTS).mkdir()
+    _, events = _train(tmp_path, tiny_model, SETTINGS, count=4)
+    assert events == []
+    assert not (tmp_path / "policy" / trainer.CHECKPOINTS).exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tiny_model: Model, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"training: loss .*nan.* at step \d"):
+        _train(tmp_path, tiny_model, dataclasses.replace(SETTINGS, learning_rate=1e300), count=10)
+    assert not (tmp_path / "policy" / "fingerprint.json").exists()
+
+
+def test_the_template_doctor_stops_training_and_reference_when_sampling_rendered_otherwise(
+    tiny_model: Model, tmp_path: Path
+) -> None:
+    system = dataclasses.replace(tiny_model, system_prompt="Be brief.")
+    sampled = dataclasses.asdict(Probe.of(system, load_tokenizer(system)))
+    with pytest.raises(TemplateError, match="training"):
+        _train(tmp_path, tiny_model, SETTINGS, count=4, probe=sampled)
+    rows = [{"prompt_id": "a", "sample_index": 0, "messages": _rows(1)[0]["messages"], "token_ids": [9]}]
+    with pytest.raises(TemplateError, match="the reference"):
+        _logprob(rows, tiny_model, tmp_path, probe=sampled)
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def _rows(count: int) -> list[dict[str, Any]]:
+    """Pairs whose chosen responses repeat one token and whose rejected ones another, of various lengths."""
+    return [
+        {
+            "prompt_id": f"p{index:02d}",
+            "pair_index": 0,
+            "messages": [{"role": "user", "content": "a little rain" * (1 + index % 3)}],
+            "chosen_ids": [10 + index] * (3 + index % 4) + [END],
+            "rejected_ids": [40 + index] * (8 - index % 5) + [END],
+            "reference_chosen": -1.0,
+            "reference_rejected": -1.0,
+        }
+        for index in range(count)
+    ]
+
+
+def _sequences(model: Model, count: int) -> list[logprob.Rendered]:
+    tokenizer = load_tokenizer(model)
+    rows = _rows(count)
+    return [(prompt_ids(model, tokenizer, row["messages"]), row["chosen_ids"]) for row in rows]
+
+
+def _with_references(rows: list[dict[str, Any]], model: Model, settings: DPO) -> list[dict[str, Any]]:
+    network, tokenizer = logprob.load_network(model, settings), load_tokenizer(model)
+    for row in rows:
+        prompt = prompt_ids(model, tokenizer, row["messages"])
+        for side in ("chosen", "rejected"):
+            row[f"reference_{side}"] = logprob.logprobs([(prompt, row[f"{side}_ids"])], network, settings)[0]
+    return rows
+
+
+def _train(
+    folder: Path,
+    model: Model,
+    settings: DPO,
+    count: int,
+    killed_at: int | None = None,
+    probe: dict[str, Any] | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Train on `count` pairs into folder/policy; returns the history and the events."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist(_with_references(_rows(count), model, settings)), path)
+    events = []
+
+    def emit(event: dict[str, Any]) -> None:
+        events.append(json.loads(json.dumps(event)))
+        if event.get("metrics", {}).get("step") == killed_at and killed_at:
+            raise KilledError
+
+    job = {
+        "model": to_config(model),
+        "dpo": to_config(settings),
+        "deepspeed": to_config(DeepSpeed(stage=0)),
+        "probe": probe,
+        "pairs": str(path),
+        "output": str(folder / "policy"),
+        "card": {"base": "tiny"},
+    }
+    trainer.main(job, emit)
+    lines = (folder / "policy" / "history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines], events
+
+
+def _logprob(rows: list[dict[str, Any]], model: Model, folder: Path, probe: dict[str, Any] | None = None) -> None:
+    path = folder / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    job = {
+        "model": to_config(model),
+        "dpo": to_config(SETTINGS),
+        "probe": probe,
+        "rows": str(path),
+        "parts": str(folder / "parts"),
+    }
+    logprob.main(job, lambda _: None)

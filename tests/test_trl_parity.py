@@ -1,0 +1,151 @@
+"""Our training curve held against an independent implementation: TRL's DPOTrainer on the same pairs in float64."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("trl")
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of trl's optional parts
+    from trl import DPOConfig, DPOTrainer
+
+from sweetspot import logprob, trainer
+from sweetspot.component import to_config
+from sweetspot.dpo import DPO, DeepSpeed
+from sweetspot.model import Model, load_tokenizer, prompt_ids
+
+SETTINGS = DPO(
+    beta=0.1,
+    learning_rate=1e-3,
+    schedule="cosine",
+    warmup_ratio=0.2,
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    epochs=2,
+    batch_size=4,
+    max_tokens=256,
+    max_prompt_tokens=128,
+    dtype="float64",
+    autocast=None,
+    seed=3,
+    reference="previous",
+    device_batch_size=2,
+    reference_batch_tokens=512,
+    gradient_checkpointing=False,
+    save_every=1000,
+    save_total_limit=1,
+)
+TEXTS = [
+    ("Why does it rain?", "Because water falls from the sky.", "Rain!"),
+    ("Name a pet.", "A cat.", "Hard work is a pet, and so is the sun, and the water in the garden."),
+    ("Write to a friend about patience.", "Dear friend, a little patience is good.", "Note the garden."),
+    ("What does a garden need?", "Sun and water.", "A good garden needs sleep."),
+    ("Say hello.", "Hello, friend!", "No"),
+    ("How much do cats sleep?", "So much, because hunting is hard.", "Cats? Cats need sun, water and a short note."),
+]
+KEYS = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "rewards/margin": "rewards/margins",
+    "rewards/chosen": "rewards/chosen",
+    "rewards/rejected": "rewards/rejected",
+    "rewards/accuracy": "rewards/accuracies",
+    "logps/chosen": "logps/chosen",
+    "logps/rejected": "logps/rejected",
+}
+
+
+def test_the_curve_is_that_of_trl_to_1e_5(tiny_model: Model, tmp_path: Path) -> None:
+    """12 pairs in steps of 2 forward passes of 2 pairs, 2 epochs, 6 steps: loss, rewards, log-probabilities, norm."""
+    tokenizer = load_tokenizer(tiny_model)
+    rows = [_row(index, tiny_model, tokenizer) for index in range(12)]
+    ours = _ours(rows, tiny_model, tmp_path)
+    theirs = _theirs(rows, tiny_model, tokenizer, tmp_path)
+    assert len(ours) == len(theirs) == 6
+    assert ours[0]["loss"] != pytest.approx(ours[-1]["loss"], abs=1e-2), "a curve that does not move proves nothing"
+    for mine, other in zip(ours, theirs, strict=True):
+        found = {name: mine[name] for name in KEYS}
+        assert found == pytest.approx({name: other[key] for name, key in KEYS.items()}, rel=1e-6, abs=1e-5)
+
+
+def _row(index: int, model: Model, tokenizer: Any) -> dict[str, Any]:
+    """A pair as ids of ours, and as the text from which TRL makes the same ids."""
+    asked, chosen, rejected = TEXTS[index % 6]
+    messages = [{"role": "user", "content": asked + " Please!" * (index // 6)}]
+    network, prompt = logprob.load_network(model, SETTINGS), prompt_ids(model, tokenizer, messages)
+    texts = {"chosen": chosen, "rejected": rejected}
+    ids = {side: [*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for side, text in texts.items()}
+    return {
+        "prompt_id": f"p{index:02d}",
+        "pair_index": 0,
+        "messages": messages,
+        **{f"{side}_ids": ids[side] for side in texts},
+        **{f"reference_{side}": logprob.logprobs([(prompt, ids[side])], network, SETTINGS)[0] for side in texts},
+        "texts": {"prompt": tokenizer.decode(prompt), **texts},
+    }
+
+
+def _ours(rows: list[dict[str, Any]], model: Model, folder: Path) -> list[dict[str, Any]]:
+    path = folder / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist([{**row, "texts": None} for row in rows]), path)
+    job = {
+        "model": to_config(model),
+        "dpo": to_config(SETTINGS),
+        "deepspeed": to_config(DeepSpeed(stage=0)),
+        "probe": None,
+        "pairs": str(path),
+        "output": str(folder / "policy"),
+        "card": {},
+    }
+    trainer.main(job, lambda _: None)
+    return [json.loads(line) for line in (folder / "policy" / "history.jsonl").read_text().splitlines()]
+
+
+def _theirs(rows: list[dict[str, Any]], model: Model, tokenizer: Any, folder: Path) -> list[dict[str, Any]]:
+    settings = DPOConfig(
+        output_dir=str(folder / "trl"),
+        beta=SETTINGS.beta,
+        learning_rate=SETTINGS.learning_rate,
+        lr_scheduler_type=SETTINGS.schedule,
+        warmup_steps=SETTINGS.warmup_ratio,
+        weight_decay=SETTINGS.weight_decay,
+        max_grad_norm=SETTINGS.max_grad_norm,
+        num_train_epochs=SETTINGS.epochs,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        seed=SETTINGS.seed,
+        bf16=False,
+        gradient_checkpointing=False,
+        precompute_ref_log_probs=True,
+        max_length=None,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = DPOTrainer(
+            model=AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float64),
+            args=settings,
+            train_dataset=Dataset.from_list([row["texts"] for row in rows]),
+            processing_class=tokenizer,
+        )
+        for row, made in zip(rows, theirs.train_dataset, strict=True):
+            assert made["prompt_ids"] == prompt_ids(model, tokenizer, row["messages"])
+            assert (made["chosen_ids"], made["rejected_ids"]) == (row["chosen_ids"], row["rejected_ids"])
+        theirs.train()
+    return [row for row in theirs.state.log_history if "loss" in row]
