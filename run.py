@@ -110,7 +110,9 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     console, started = Console(), datetime.now(UTC)
     prompts = settings.data.load()
     if settings.reaches("evaluate") and prompts.held_out.num_rows == 0:
-        raise ValueError("data: no prompt is held out, so there is nothing to evaluate on; hold some out, or set until=train")
+        raise ValueError(
+            "data: no prompt is held out, so there is nothing to evaluate on; hold some out, or set until=train"
+        )
     sink = settings.logger.open(folder, dict(config), folder.name)
     run = Run(Store(Path(settings.store)), folder, settings.launcher, sink, settings.remake_corrupt)
     written = folder / "manifest.json"
@@ -163,7 +165,9 @@ def _stages(settings: Settings, train: pa.Table, held_out: pa.Table, run: Run, f
 
 
 def _strategy_name(strategy: Any) -> str:
-    return f"({strategy.chosen}, {strategy.rejected})" if isinstance(strategy, PositionPair) else type(strategy).__name__
+    return (
+        f"({strategy.chosen}, {strategy.rejected})" if isinstance(strategy, PositionPair) else type(strategy).__name__
+    )
 
 
 def _warnings(settings: Settings, duplicates: int) -> list[str]:

@@ -1,4 +1,5 @@
-"""sweetspot: n samples per prompt -> the best preference data -> a policy, and an honest account of which construction works.
+"""sweetspot: n samples per prompt -> the best preference data -> a policy, and an honest account of which construction
+works.
 
 The life of a prompt, one stage a line (`sweetspot.stages`, called by run.py):
 

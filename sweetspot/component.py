@@ -1,7 +1,7 @@
 """Components: frozen, typed dataclasses built by Hydra's `_target_`.
 
-The fields of a component are its YAML schema, its validation and its cache key. A field declared with `runtime()` changes
-speed and not results (batch size, threads, devices), so it is left out of the key.
+The fields of a component are its YAML schema, its validation and its cache key. A field declared with `runtime()`
+changes speed and not results (batch size, threads, devices), so it is left out of the key.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ def runtime(**constraints: Any) -> Any:
 def identity(part: Any) -> dict[str, Any]:
     """What of a component decides its results: class, version and fields, nested components included.
 
-    `version` is a class variable (1 when absent), raised when the meaning of the fields changes. A component whose fields do
-    not tell (a folder, whose content counts and not its place) has a method `identity` of its own.
+    `version` is a class variable (1 when absent), raised when the meaning of the fields changes. A component whose
+    fields do not tell (a folder, whose content counts and not its place) has a method `identity` of its own.
     """
     if hasattr(part, "identity"):
         return part.identity()

@@ -63,8 +63,9 @@ class Embedded:
 class LocalFile:
     """Prompts of a local JSONL or Parquet file.
 
-    A row has `messages` (a list of {role, content}, the last turn the user's) or `prompt` (text, or such a list). Where no
-    second file is given, a fixed share is held out by the hash of the messages: adding rows moves no prompt to the other part.
+    A row has `messages` (a list of {role, content}, the last turn the user's) or `prompt` (text, or such a list).
+    Where no second file is given, a fixed share is held out by the hash of the messages: adding rows moves no prompt
+    to the other part.
     """
 
     version: ClassVar[int] = 1
@@ -180,7 +181,9 @@ def _messages(value: Any, where: str) -> list[dict[str, str]]:
         raise ValueError(f"{where}: the prompt must be text or a list of messages, got {str(value)[:80]}")
     for turn in turns:
         if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
-            raise ValueError(f"{where}: a message must have a role of {', '.join(ROLES)} and text, got {str(turn)[:80]}")
+            raise ValueError(
+                f"{where}: a message must have a role of {', '.join(ROLES)} and text, got {str(turn)[:80]}"
+            )
     if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
         raise ValueError(f"{where}: the last message must be the user's and not empty, got {str(turns[-1])[:80]}")
     return [{"role": turn["role"], "content": turn["content"]} for turn in turns]

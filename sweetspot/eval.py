@@ -1,12 +1,12 @@
 """Evaluation: pure figures about fresh responses of the start and of the policy to held-out prompts.
 
-Start and policy answer the same prompts with the same seeds, so every comparison is paired. The unit of an interval is the prompt:
-responses to one prompt are averaged before anything is resampled.
+Start and policy answer the same prompts with the same seeds, so every comparison is paired. The unit of an interval is
+the prompt: responses to one prompt are averaged before anything is resampled.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -23,7 +23,7 @@ class HeldOut:
 
     version: ClassVar[int] = 1
     judge_name: str = Field(min_length=1)
-    judge: object  # a RewardModel
+    judge: Any  # a RewardModel
     n_samples: int = Field(ge=1)
     tile_prompts: int = Field(ge=1)
     resamples: int = Field(ge=1000)
@@ -50,7 +50,8 @@ def bootstrap_mean(values: np.ndarray, resamples: int, seed: int) -> Interval:
     """The mean over prompts with its percentile-bootstrap interval.
 
     Args:
-        values: one figure a prompt [prompts]; NaN (a prompt without responses) is left out. For two policies, the difference
+        values: one figure a prompt [prompts]; NaN (a prompt without responses) is left out. For two policies, the
+            difference
             of each prompt's two figures, which makes the interval a paired one.
         resamples: bootstrap draws of prompts.
         seed: of the draws.
@@ -81,7 +82,8 @@ def bootstrap_mean(values: np.ndarray, resamples: int, seed: int) -> Interval:
 
 
 def preferences(policy: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """The judge's preference for each of the policy's responses over the start's of the same seed: 1, 0, or 0.5 for a tie.
+    """The judge's preference for each of the policy's responses over the start's of the same seed: 1, 0, or 0.5 for a
+    tie.
 
     Args:
         policy, start: rewards [prompts, n]; NaN where a prompt was set aside, which stays NaN.

@@ -1,8 +1,9 @@
 """Run a worker in a fresh process, show its progress, and bring its error back as one line.
 
-vLLM, the reward model and the trainer never share a process: memory comes back only when a process ends. A worker is a module with
-`main(job, emit)`, started as `python -m sweetspot.launch MODULE JOB.json`; the job is plain JSON, so a failed one can be started
-again by hand. It tells of itself through `events.jsonl` beside the job: {"progress": ...}, {"metrics": ...} or {"error": ...}.
+vLLM, the reward model and the trainer never share a process: memory comes back only when a process ends. A worker is a
+module with `main(job, emit)`, started as `python -m sweetspot.launch MODULE JOB.json`; the job is plain JSON, so a
+failed one can be started again by hand. It tells of itself through `events.jsonl` beside the job: {"progress": ...},
+{"metrics": ...} or {"error": ...}.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def run(
     job: Mapping[str, Any],
     folder: Path,
     environment: Mapping[str, str],
-    on_metrics: Callable[[dict[str, Any]], None] = lambda metrics: None,
+    on_metrics: Callable[[dict[str, Any]], None],
 ) -> None:
     """Run `module.main(job, emit)` in a fresh process and wait for it.
 
@@ -118,10 +119,15 @@ def _lines(file: Any) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _bar(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that shows {"done", "total", "unit", "note"}: a live bar on a terminal, now and then a line elsewhere."""
+def _bar(title: str) -> Generator[Callable[[dict[str, Any]], None]]:
+    """A function that shows {"done", "total", "unit", "note"}: a bar on a terminal, now and then a line elsewhere."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
     task = progress.add_task(title, total=None, note="starting")
     last = time.monotonic()
@@ -133,7 +139,9 @@ def _bar(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
         if not console.is_terminal and time.monotonic() - last > PLAIN_SECONDS:
             last = time.monotonic()
             left = progress.tasks[0].time_remaining
-            console.print(f"{title}: {state['done']}/{state['total']} {note}" + (f", {left:.0f} s left" if left else ""))
+            console.print(
+                f"{title}: {state['done']}/{state['total']} {note}" + (f", {left:.0f} s left" if left else "")
+            )
 
     with progress if console.is_terminal else contextlib.nullcontext():
         yield show
@@ -172,7 +180,9 @@ def main(module: str, job_path: str) -> None:
         except Exception as error:
             traceback.print_exc()
             text = " ".join(str(error).split()) or type(error).__name__
-            emit({"error": text if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: {text}"})
+            emit(
+                {"error": text if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: {text}"}
+            )
             sys.exit(1)
 
 

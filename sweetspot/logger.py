@@ -137,8 +137,9 @@ class WandbLogger:
             config=dict(config),
             settings=wandb.Settings(console="off", silent=True),
         )
-        places = {"online": run.url, "offline": f"offline, send it later with: wandb sync {Path(run.dir).parent}"}
-        Console(stderr=True).print(f"W&B: {places.get(mode, mode)}", highlight=False, markup=False, soft_wrap=True)
+        sync = f", send it later with: wandb sync {Path(run.dir).parent}" if mode == "offline" else ""
+        place = run.url if mode == "online" else mode + sync
+        Console(stderr=True).print(f"W&B: {place}", highlight=False, markup=False, soft_wrap=True)
         return WandbRun(run)
 
     def resolved_mode(self) -> Literal["online", "offline", "disabled"]:

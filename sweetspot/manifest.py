@@ -1,8 +1,8 @@
-"""The manifest of a run: config -> keys -> metrics -> commit, in one JSON file. Tables and figures read manifests only."""
+"""The manifest of a run: config -> keys -> metrics -> commit, in one JSON file. Tables and figures read manifests
+only."""
 
 import json
 import math
-import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -79,7 +79,9 @@ def of_rewards(rewards: Rewards, name: str) -> dict[str, Any]:
 def of_pairs(pairs: Pairs, strategy: str) -> dict[str, Any]:
     """Pairs kept and dropped with reasons, and where chosen and rejected really lie."""
     table = pairs.table
-    mean = {name: _mean(table[name].to_numpy()) for name in ("chosen_z", "rejected_z", "chosen_reward", "rejected_reward")}
+    mean = {
+        name: _mean(table[name].to_numpy()) for name in ("chosen_z", "rejected_z", "chosen_reward", "rejected_reward")
+    }
     return {
         "key": pairs.key,
         "path": f"pairs/{pairs.key}/{pairs.path.name}",
@@ -111,7 +113,7 @@ def write(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest whole, NaN as null; an earlier one of the same run is replaced."""
     scratch = path.with_suffix(".part")
     scratch.write_text(json.dumps(_plain(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+    scratch.replace(path)
 
 
 def flat_metrics(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +159,9 @@ def _commit() -> str | None:
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "-C", str(here), "status", "--porcelain"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run(
+            ["git", "-C", str(here), "status", "--porcelain"], capture_output=True, text=True, check=True
+        )
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

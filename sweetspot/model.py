@@ -1,7 +1,7 @@
 """Model: weights, revision, tokenizer and chat template - and the template doctor.
 
-Token ids are made once, by `prompt_ids`. What is sampled is what is scored and trained on: a sampler records a `Probe` of how it
-renders a known conversation, and every later stage compares its own rendering with it before it starts.
+Token ids are made once, by `prompt_ids`. What is sampled is what is scored and trained on: a sampler records a `Probe`
+of how it renders a known conversation, and every later stage compares its own rendering with it before it starts.
 """
 
 import dataclasses
@@ -54,7 +54,8 @@ def content_of(path: str, revision: str | None, at: str) -> dict[str, Any]:
     """What identifies weights wherever they lie: the content of a local folder, or hub id and revision.
 
     Raises:
-        ValueError: when the path looks like a folder and there is none, or the folder is no model; `at` names the config key.
+        ValueError: when the path looks like a folder and there is none, or the folder is no model; `at` names the
+            config key.
     """
     folder = Path(path)
     if folder.is_dir():
@@ -72,7 +73,11 @@ def folder_digest(folder: Path, at: str = "model.path") -> str:
     recorded = folder / FINGERPRINT
     if recorded.exists():
         return json.loads(recorded.read_text())["content"]
-    kept = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".jinja", ".safetensors", ".model", ".bin")]
+    kept = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".json", ".jinja", ".safetensors", ".model", ".bin")
+    ]
     if not (folder / "config.json").exists():
         raise ValueError(f"{at} must be a model folder with a config.json, got {folder}")
     digest = hashlib.sha256()
@@ -114,8 +119,8 @@ def conversation(model: Model, messages: Sequence[Mapping[str, Any]]) -> list[di
 def prompt_ids(model: Model, tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """The token ids that a response continues: the chat template with the assistant's opening, and nothing added.
 
-    Every stage takes its prompt ids from here. Text is never rendered first and tokenised later, which would put a second BOS
-    before a template that brings its own.
+    Every stage takes its prompt ids from here. Text is never rendered first and tokenised later, which would put a
+    second BOS before a template that brings its own.
     """
     return _render(tokenizer, conversation(model, messages), add_generation_prompt=True)
 
@@ -133,11 +138,15 @@ def end_ids(model: Model, tokenizer: Any) -> list[int]:
 
     ends = {int(tokenizer.eos_token_id)}
     try:
-        config = GenerationConfig.from_pretrained(model.path, revision=model.revision)
+        config = GenerationConfig.from_pretrained(model.path, **_pinned(model))
     except OSError:  # a model without a generation config ends at its EOS
         return sorted(ends)
     named = config.eos_token_id
     return sorted(ends | set(named if isinstance(named, list) else [] if named is None else [named]))
+
+
+def _pinned(model: Model) -> dict[str, Any]:
+    return {} if model.revision is None else {"revision": model.revision}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +212,9 @@ def compare_probes(sampled: Probe, here: Probe, stage: str) -> None:
     """
     check_probe(here)
     if sampled.prompt != here.prompt or sampled.whole != here.whole:
-        raise TemplateError(f"template: {stage} and sampling render one conversation differently: {_differ(sampled, here)}")
+        raise TemplateError(
+            f"template: {stage} and sampling render one conversation differently: {_differ(sampled, here)}"
+        )
     if sampled.ends != here.ends:
         raise TemplateError(f"template: sampling ends a response at {sampled.ends}, {stage} at {here.ends}")
 

@@ -2,9 +2,10 @@
 
     store/<kind>/<key>/meta.json + tiles or files        key = hash(class, version, identity fields, keys of the inputs)
 
-A file is written beside its place, flushed, and linked into place exclusively: the first writer wins and a tile never changes.
-A folder is renamed into place. So any process may die at any moment, and "resume" means "which are missing". Parquet pages
-carry checksums, and a tile repeats its own name inside, so damage and mix-ups are found when the tile is read.
+A file is written beside its place, flushed, and linked into place exclusively: the first writer wins and a tile never
+changes. A folder is renamed into place. So any process may die at any moment, and "resume" means "which are missing".
+Parquet pages carry checksums, and a tile repeats its own name inside, so damage and mix-ups are found when the tile is
+read.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +31,7 @@ class StoreError(RuntimeError):
     """A store that cannot be used as it is; the text says what to do."""
 
 
-class CorruptTile(StoreError):
+class CorruptTileError(StoreError):
     """A tile whose bytes or rows are not those that were written."""
 
 
@@ -59,11 +60,11 @@ class Store:
         return self.root / kind / key
 
     @contextlib.contextmanager
-    def building(self, folder: Path, provenance: Mapping[str, Any]) -> Iterator[Path]:
+    def building(self, folder: Path, provenance: Mapping[str, Any]) -> Generator[Path]:
         """A scratch folder beside `folder`, renamed to it when the block ends without an error.
 
-        The scratch folder has a fixed name, so that an interrupted training run finds its checkpoints again. When another
-        process was first, its folder is kept and ours is removed.
+        The scratch folder has a fixed name, so that an interrupted training run finds its checkpoints again. When
+        another process was first, its folder is kept and ours is removed.
         """
         scratch = folder.with_name(f".{folder.name}.part")
         scratch.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ def write_tile(path: Path, table: pa.Table, facts: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _placing(path: Path) -> Iterator[tuple[Path, Any]]:
+def _placing(path: Path) -> Generator[tuple[Path, Any]]:
     """A scratch file that is flushed and linked to `path` when the block ends, and always removed."""
     won = False
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -158,10 +159,11 @@ def _placing(path: Path) -> Iterator[tuple[Path, Any]]:
 
 
 def read_tile(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows and facts of a tile, checked against the pages' checksums, the schema, the row count and the tile's name.
+    """The rows and facts of a tile, checked against the pages' checksums, the schema, the row count and the tile's
+    name.
 
     Raises:
-        CorruptTile: naming the file, what is wrong with it and how to have it remade.
+        CorruptTileError: naming the file, what is wrong with it and how to have it remade.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -171,13 +173,13 @@ def read_tile(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise CorruptTile(_corrupt(path, str(error).splitlines()[0])) from error
+        raise CorruptTileError(_corrupt(path, str(error).splitlines()[0])) from error
     if not table.schema.remove_metadata().equals(schema):
-        raise CorruptTile(_corrupt(path, "its columns are not those of the schema"))
+        raise CorruptTileError(_corrupt(path, "its columns are not those of the schema"))
     if labels["tile"] != path.stem:
-        raise CorruptTile(_corrupt(path, f"it holds the tile {labels['tile']}"))
+        raise CorruptTileError(_corrupt(path, f"it holds the tile {labels['tile']}"))
     if labels["rows"] != str(table.num_rows):
-        raise CorruptTile(_corrupt(path, f"it holds {table.num_rows} rows of {labels['rows']}"))
+        raise CorruptTileError(_corrupt(path, f"it holds {table.num_rows} rows of {labels['rows']}"))
     return table.replace_schema_metadata(None), facts
 
 

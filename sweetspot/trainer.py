@@ -7,7 +7,6 @@ Hugging Face folder.
 """
 
 import json
-import logging
 import math
 import shutil
 import time
@@ -19,7 +18,7 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from sweetspot.component import build, identity
 from sweetspot.dpo import DPO
@@ -50,9 +49,9 @@ def main(job: dict[str, Any], emit: Emit) -> None:
     """Train a policy into the folder `output`, from its last whole checkpoint where there is one.
 
     Args:
-        job: {"model": config of the start model, "dpo", "deepspeed": configs, "probe": the sampled Probe or None,
-            "pairs": a Parquet file of (prompt_id, pair_index, messages, chosen_ids, rejected_ids, reference_chosen,
-            reference_rejected), "output": folder, "card": facts for the model card}.
+        job: {"model": config of the start model, "dpo": config, "deepspeed": config (stage 0: no set-up), "probe": the
+            sampled Probe or None, "pairs": a Parquet file of (prompt_id, pair_index, messages, chosen_ids,
+            rejected_ids, reference_chosen, reference_rejected), "output": folder, "card": facts for the model card}.
         emit: takes progress and the metrics of each step.
 
     Raises:
@@ -60,7 +59,9 @@ def main(job: dict[str, Any], emit: Emit) -> None:
         RuntimeError: when the loss is no longer finite.
     """
     output = Path(job["output"])
-    if not (output / FINGERPRINT).exists():  # else only the tidying was left to do
+    recorded = output / FINGERPRINT
+    if not recorded.exists() or not recorded.read_text().endswith("\n"):  # else only the tidying was left to do
+        recorded.unlink(missing_ok=True)
         _train(job, output, emit)
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
 
@@ -68,8 +69,6 @@ def main(job: dict[str, Any], emit: Emit) -> None:
 def _train(job: dict[str, Any], output: Path, emit: Emit) -> None:
     model: Model = build(job["model"])
     dpo: DPO = build(job["dpo"])
-    build(job["deepspeed"])  # stage 0: nothing to set up
-    logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
     tokenizer = load_tokenizer(model)
     examine(model, tokenizer, job["probe"], "training")
     pairs, dropped = training_pairs(pq.read_table(job["pairs"]).to_pylist(), model, tokenizer, dpo)
@@ -129,9 +128,8 @@ class PairTrainer(Trainer):
             data_collator=cast("Any", collate_pairs),
         )
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's pairs itself
-        self.callback_handler.callbacks[:] = [
-            callback for callback in self.callback_handler.callbacks if type(callback).__name__ == "DefaultFlowCallback"
-        ]
+        for callback in (PrinterCallback, ProgressCallback):  # `log` reports instead
+            self.remove_callback(callback)
         self._dpo, self._history, self._emit = dpo, history, emit
         self._sums = torch.zeros(1 + len(MEASURES), dtype=torch.float64)  # over a step: 1, then the measures
         self._started, self._trained = time.monotonic(), 0

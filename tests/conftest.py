@@ -8,8 +8,8 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-from tests import tiny
 from sweetspot.model import Model
+from tests import tiny
 
 
 @pytest.fixture(scope="session")
@@ -38,5 +38,5 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sweetspot.embedded import smollm2
 
     folder = tmp_path_factory.mktemp("models") / "smollm2"
-    smollm2.main({"folder": str(folder)}, lambda event: None)
+    smollm2.main({"folder": str(folder)}, lambda _: None)
     return folder

@@ -79,5 +79,7 @@ def test_no_file_passes_300_lines() -> None:
 def test_the_store_executes_nothing() -> None:
     banned = ("pickle", "torch.load", "eval(", "exec(")
     text = {path: path.read_text() for path in modules()}
-    found = [(path.name, word) for path, code in text.items() for word in banned if f" {word}" in code.replace("\n", " ")]
+    found = [
+        (path.name, word) for path, code in text.items() for word in banned if f" {word}" in code.replace("\n", " ")
+    ]
     assert found == []

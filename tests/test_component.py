@@ -43,7 +43,10 @@ def test_a_component_travels_as_plain_config() -> None:
         ({"batch": 0}, "toy.batch: must be greater than or equal to 1, got 0"),
         ({"batch": True}, "toy.batch: must be a valid integer, got True"),
         ({"speed": 1}, "toy.speed: unknown key; the keys are rate, inner, batch"),
-        ({"inner": {"_target_": f"{__name__}.Inner", "size": 0}}, "toy.inner.size: must be greater than or equal to 1, got 0"),
+        (
+            {"inner": {"_target_": f"{__name__}.Inner", "size": 0}},
+            "toy.inner.size: must be greater than or equal to 1, got 0",
+        ),
     ],
 )
 def test_a_wrong_value_is_one_line_with_key_rule_and_value(change: dict[str, object], line: str) -> None:

@@ -18,7 +18,11 @@ from sweetspot.strategy import PositionPair, paper_pairs
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.name != "config.yaml")
-NEEDS = {"model=other": ["model.path=some/model"], "data=jsonl": ["data.path=a.jsonl"], "data=parquet": ["data.path=a.parquet"]}
+NEEDS = {
+    "model=other": ["model.path=some/model"],
+    "data=jsonl": ["data.path=a.jsonl"],
+    "data=parquet": ["data.path=a.parquet"],
+}
 NEEDS["reward_model=sequence_classifier"] = ["reward_model.path=some/classifier"]
 
 
@@ -40,9 +44,7 @@ def choice(path: Path) -> str:
 @pytest.mark.parametrize("path", FILES, ids=choice)
 def test_every_config_composes_and_builds(path: Path) -> None:
     group = choice(path)
-    override = f"+{group}" if path.parent.name == "experiment" else group
-    override = group if path.parent.name == "experiment" else override
-    built = settings(override, *NEEDS.get(group, []))
+    built = settings(group, *NEEDS.get(group, []))
     assert isinstance(built, run.Settings)
 
 
@@ -117,7 +119,9 @@ def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["data=jsonl", "data.path=nowhere.jsonl"], ["data.path must be an existing file, got nowhere.jsonl"]),
     ],
 )
-def test_the_command_line_ends_with_one_line_and_no_trace(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def test_the_command_line_ends_with_one_line_and_no_trace(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
     ended = command(*arguments, f"hydra.run.dir={tmp_path}/run", f"store={tmp_path}/store")
     assert ended.returncode != 0
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
@@ -136,6 +140,9 @@ def test_help_names_the_groups_and_overrides() -> None:
 def test_cfg_job_prints_the_configuration_without_heavy_imports() -> None:
     shown = command("--cfg", "job").stdout
     assert "n_samples: 16" in shown
-    code = "import sys; sys.argv = ['run.py', '--cfg', 'job']; import run; run.main(); print('torch' in sys.modules, 'vllm' in sys.modules)"
+    code = (
+        "import sys; sys.argv = ['run.py', '--cfg', 'job']; import run; run.main(); "
+        "print('torch' in sys.modules, 'vllm' in sys.modules)"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert loaded.stdout.strip().endswith("False False")

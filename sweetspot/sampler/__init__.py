@@ -1,8 +1,8 @@
 """Samplers: from prompts to samples, tile by tile, each in its own process.
 
-A tile is `tile_prompts` prompts x `tile_samples` samples and one engine call, so that its batch, and with it its text, can be
-made again. Sample i of prompt p has the seed H(seed, prompt_id) + i: any cut into tiles gives the same seeds, a pool of 400 holds
-the pool of 64, and two top-ups never overlap.
+A tile is `tile_prompts` prompts x `tile_samples` samples and one engine call, so that its batch, and with it its text,
+can be made again. Sample i of prompt p has the seed H(seed, prompt_id) + i: any cut into tiles gives the same seeds, a
+pool of 400 holds the pool of 64, and two top-ups never overlap.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ SEED_BITS = 62  # seed + sample_index stays within int64
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response: its ids (end-of-turn included), why it ended, and its untempered log-probability in nats."""
+    """One sampled response: its ids (end-of-turn included), why it ended, and its untempered log-probability in
+    nats."""
 
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
@@ -126,8 +127,8 @@ class Tile:
 def tiles(prompt_ids: Sequence[str], n_samples: int, sampler: Sampler) -> list[Tile]:
     """The tiles that hold the first n_samples of each prompt, the first block of all prompts before the second.
 
-    A tile's name is made of the content of its prompt ids and its first sample, so that a smaller prompt set that begins alike
-    shares tiles. The last block is made whole: its samples beyond n_samples wait for a larger n.
+    A tile's name is made of the content of its prompt ids and its first sample, so that a smaller prompt set that
+    begins alike shares tiles. The last block is made whole: its samples beyond n_samples wait for a larger n.
     """
     blocks = range(0, n_samples, sampler.tile_samples)
     return [tile for first in blocks for tile in _row_of_tiles(prompt_ids, first, sampler)]

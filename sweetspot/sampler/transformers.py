@@ -33,8 +33,8 @@ def load(sampler: TransformersSampler, model: Model, ends: list[int], pad: int) 
 class _Draw(LogitsProcessor):
     """Turns the logits into a draw: temperature, nucleus, then the arg-max after Gumbel noise of each row's own stream.
 
-    arg-max(log p + Gumbel) is a draw from p (Gumbel 1954; Maddison et al. 2014), so that greedy decoding of the result samples,
-    and each sample depends on its own seed whatever it is batched with.
+    arg-max(log p + Gumbel) is a draw from p (Gumbel 1954; Maddison et al. 2014), so that greedy decoding of the result
+    samples, and each sample depends on its own seed whatever it is batched with.
     """
 
     def __init__(self, sampler: TransformersSampler, seeds: list[int]) -> None:
@@ -42,7 +42,8 @@ class _Draw(LogitsProcessor):
         self.streams = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.logprobs: list[torch.Tensor] = []  # of the drawn tokens, untempered, one [batch] a step
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - transformers' signature
+    def __call__(self, input_ids: Any, scores: Any) -> Any:  # noqa: ARG002 - transformers' signature
+        """All logits at -inf but that of the drawn token."""
         logits = scores.float()
         tempered = torch.log_softmax(logits / self.temperature, dim=-1)
         if self.top_p < 1:
@@ -65,7 +66,9 @@ def _batch(
     network: Any, rows: list[tuple[list[int], int]], sampler: TransformersSampler, ends: list[int], pad: int
 ) -> list[Response]:
     width = max(len(ids) for ids, _ in rows)
-    padded = torch.tensor([[pad] * (width - len(ids)) + ids for ids, _ in rows], device=network.device)  # [batch, width]
+    padded = torch.tensor(
+        [[pad] * (width - len(ids)) + ids for ids, _ in rows], device=network.device
+    )  # [batch, width]
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _ in rows], device=network.device)
     draw = _Draw(sampler, [seed for _, seed in rows])
     grown = network.generate(

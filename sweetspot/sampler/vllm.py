@@ -14,8 +14,8 @@ WAY_OUT = "run with sampler=transformers"
 def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
     """The engine with the model in memory.
 
-    On a processor, blocks are 32 tokens (128 by default, where a short prompt never meets the prefix cache), and a whole tile's
-    prompts fit one step: a request with its own seed cannot be prefilled in parts there.
+    On a processor, blocks are 32 tokens (128 by default, where a short prompt never meets the prefix cache), and a
+    whole tile's prompts fit one step: a request with its own seed cannot be prefilled in parts there.
 
     Raises:
         RuntimeError: when vLLM cannot run on this machine.
@@ -27,6 +27,7 @@ def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
     length = sampler.max_prompt_tokens + sampler.max_tokens
     on_cpu = not torch.cuda.is_available()
     room = sampler.tile_prompts * sampler.max_prompt_tokens
+    cpu: dict[str, Any] = {"block_size": 32, "max_num_batched_tokens": max(16384, length, room)} if on_cpu else {}
     engine: Any = LLM(
         model=model.path,
         revision=model.revision,
@@ -39,7 +40,7 @@ def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
         enforce_eager=sampler.enforce_eager,
         tensor_parallel_size=sampler.tensor_parallel,
         generation_config="vllm",
-        **({"block_size": 32, "max_num_batched_tokens": max(16384, length, room)} if on_cpu else {}),
+        **cpu,
     )
 
     def sample(prompts: list[list[int]], seeds: list[int], n: int) -> list[list[Response]]:

@@ -43,7 +43,12 @@ def main(job: dict[str, Any], emit: Emit) -> None:
 
 
 def make_tile(
-    sampler: Sampler, model: Model, tokenizer: Any, engine: Engine, prompts: Sequence[dict[str, Any]], tile: dict[str, Any]
+    sampler: Sampler,
+    model: Model,
+    tokenizer: Any,
+    engine: Engine,
+    prompts: Sequence[dict[str, Any]],
+    tile: dict[str, Any],
 ) -> int:
     """Sample one tile and place it; returns the number of tokens sampled.
 
@@ -53,7 +58,7 @@ def make_tile(
     fitting = [(name, ids) for name, ids in rendered if len(ids) <= sampler.max_prompt_tokens]
     seeds = [stream_seed(sampler.seed, name) + tile["first"] for name, _ in fitting]
     responses = engine([ids for _, ids in fitting], seeds, tile["n"]) if fitting else []
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "prompt_id": name,
             "sample_index": tile["first"] + index,

@@ -1,7 +1,7 @@
 """The stages, in the order of the paper's figure 1: sample, score, select, train, evaluate.
 
-Each stage takes what the one before returned, looks in the store for what is there already, has a worker make the rest, and
-records how much it made and reused. Nothing here imports torch, vLLM or transformers.
+Each stage takes what the one before returned, looks in the store for what is there already, has a worker make the
+rest, and records how much it made and reused. Nothing here imports torch, vLLM or transformers.
 """
 
 from sweetspot.stages.evaluation import Evaluation, evaluate

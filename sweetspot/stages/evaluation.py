@@ -45,8 +45,8 @@ def evaluate(
     Args:
         held_out: PROMPTS that nothing was trained on.
         sampler: draws the fresh responses, `evaluation.n_samples` a prompt, with the same seeds for both models.
-        selecting: name and reward model that built the pairs; reported beside the judge, so that over-optimisation shows.
-        dpo: its numerics are those of the log-probabilities in the KL estimate.
+        selecting: name and reward model that built the pairs; reported beside the judge, so that over-optimisation
+        shows. dpo: its numerics are those of the log-probabilities in the KL estimate.
     """
     started = time.monotonic()
     fresh = dataclasses.replace(sampler, tile_prompts=evaluation.tile_prompts, tile_samples=evaluation.n_samples)

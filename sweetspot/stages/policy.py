@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ def log_probabilities(
 ) -> dict[tuple[str, int], float]:
     """The log-probability under `model` of the responses at (prompt_id, sample_index), computed once and kept as rows.
 
-    The rows are shared by every strategy, n and beta: their key is the model's content, the numerics, the truncation and the
-    pool. Parts are appended; a row that stands in two parts is harmless.
+    The rows are shared by every strategy, n and beta: their key is the model's content, the numerics, the truncation
+    and the pool. Parts are appended; a row that stands in two parts is harmless.
     """
     started = time.monotonic()
     numerics = {name: getattr(dpo, name) for name in ("dtype", "autocast", "max_tokens", "max_prompt_tokens")}
@@ -111,13 +111,14 @@ def train(
     return Policy(name, folder, start.at(folder, f"{start.name}-dpo"), history)
 
 
-def _training_rows(
-    pairs: Pairs, wanted: set[tuple[str, int]], logprobs: Mapping[tuple[str, int], float]
-) -> pa.Table:
+def _training_rows(pairs: Pairs, wanted: set[tuple[str, int]], logprobs: Mapping[tuple[str, int], float]) -> pa.Table:
     """The pairs with their sampled token ids and reference log-probabilities, ready for the training worker."""
     ids = rows_at(pairs.samples, wanted, ["token_ids"])
     nan = float("nan")  # a pair that does not fit has no reference; the trainer drops and counts it
-    pick: Callable[[dict[str, Any], str], tuple[str, int]] = lambda row, side: (row["prompt_id"], row[f"{side}_index"])
+
+    def pick(row: Mapping[str, Any], side: str) -> tuple[str, int]:
+        return row["prompt_id"], row[f"{side}_index"]
+
     rows = [
         {
             "prompt_id": row["prompt_id"],

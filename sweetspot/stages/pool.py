@@ -76,7 +76,7 @@ class Rewards:
         for tile in self.samples.tiles:
             table, _ = read_tile(self.path(tile), REWARDS)
             table = table.filter(pc.field("sample_index") < self.samples.n_samples)
-            rows = pc.index_in(table["prompt_id"], value_set=ids).to_numpy()
+            rows = pc.call_function("index_in", [table["prompt_id"]], pc.SetLookupOptions(ids)).to_numpy()
             matrix[rows, table["sample_index"].to_numpy()] = table["reward"].to_numpy()
         return matrix
 

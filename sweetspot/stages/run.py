@@ -13,7 +13,7 @@ from sweetspot.component import key
 from sweetspot.launch import Local
 from sweetspot.logger import Sink
 from sweetspot.model import EMBEDDED, Model
-from sweetspot.store import CorruptTile, Store, read_tile
+from sweetspot.store import CorruptTileError, Store, read_tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Run:
     remake_corrupt: bool
     stages: list[Stage] = dataclasses.field(default_factory=list[Stage])
 
-    def work(self, title: str, module: str, job: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> None:
+    def work(
+        self, title: str, module: str, job: Mapping[str, Any], environment: Mapping[str, str] | None = None
+    ) -> None:
         """Run a worker in a process of its own; its metrics go to the logger."""
         folder = self.folder / "jobs" / f"{len(self.stages):02d}-{title.replace(' ', '-')}"
         launch.run(module, job, folder, {**self.launcher.environment(), **(environment or {})}, self.log.log)
@@ -56,7 +58,7 @@ class Run:
             if path.exists() and self.remake_corrupt:
                 try:
                     read_tile(path, schema)
-                except CorruptTile:
+                except CorruptTileError:
                     path.unlink()
             if not path.exists():
                 absent.add(path)
