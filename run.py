@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import hydra
 import pyarrow as pa
@@ -94,7 +94,14 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
-    """Run one composed configuration."""
+    """Run one composed configuration; a user's error ends in one line."""
+    try:
+        _run(config)
+    except USER_ERRORS as error:
+        _tell(error)
+
+
+def _run(config: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     plain = {name: value for name, value in plain.items() if name != "experiment"}
     command = " ".join(["python run.py", *HydraConfig.get().overrides.task])
@@ -164,6 +171,13 @@ def _stages(settings: Settings, train: pa.Table, held_out: pa.Table, run: Run, f
         facts["evaluation"] = {"key": result.key, "path": result.path, **result.metrics}
 
 
+def _tell(error: Exception) -> NoReturn:
+    """End with the error as one line, or with its whole trace where HYDRA_FULL_ERROR=1 asks for it."""
+    if WANTS_TRACE:
+        raise error
+    sys.exit(f"error: {' '.join(str(error).split())}")
+
+
 def _strategy_name(strategy: Any) -> str:
     return (
         f"({strategy.chosen}, {strategy.rejected})" if isinstance(strategy, PositionPair) else type(strategy).__name__
@@ -179,12 +193,10 @@ def _warnings(settings: Settings, duplicates: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here, to be told in one line
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # a configuration that does not compose comes back here as well
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from here")
     except USER_ERRORS as error:
-        if WANTS_TRACE:
-            raise
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        _tell(error)

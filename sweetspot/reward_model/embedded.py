@@ -38,7 +38,7 @@ class Head:
 def read_head(name: str) -> Head:
     """The shipped head of that name."""
     with safe_open(str(HEADS), framework="np") as file:
-        layers = [int(layer) for layer in file.metadata()["layers"].split(",")]
+        layers = [int(layer) for layer in file.metadata()[f"{name}_layers"].split(",")]
         return Head(layers, file.get_tensor(name).astype(np.float64), float(file.get_tensor(f"{name}_bias")[0]))
 
 

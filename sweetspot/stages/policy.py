@@ -43,8 +43,8 @@ def log_probabilities(
     provenance = {"model": to_config(model), "numerics": numerics, "samples": samples.key}
     folder = run.store.artefact("logprobs", name, provenance)
     run.missing(folder.glob("*.parquet"), LOGPROBS)
-    known = _read_logprobs(folder)
-    todo = sorted(wanted - known.keys())
+    known, too_long = _read_logprobs(folder)
+    todo = sorted(wanted - known.keys() - too_long)
     if todo:
         messages = dict(zip(samples.prompt_ids, samples.prompts["messages"].to_pylist(), strict=True))
         rows = rows_at(samples, set(todo), ["token_ids"])
@@ -59,18 +59,22 @@ def log_probabilities(
             "parts": str(folder),
         }
         run.work(title, "sweetspot.logprob", job, dpo.environment())
-        known = _read_logprobs(folder)
+        known, too_long = _read_logprobs(folder)
     run.did(title, "rows", len(todo), len(wanted) - len(todo), started)
     return {place: known[place] for place in wanted if place in known}
 
 
-def _read_logprobs(folder: Path) -> dict[tuple[str, int], float]:
+def _read_logprobs(folder: Path) -> tuple[dict[tuple[str, int], float], set[tuple[str, int]]]:
+    """The rows of all parts by (prompt_id, sample_index), and the places of responses that are too long to have one."""
     known: dict[tuple[str, int], float] = {}
+    too_long: set[tuple[str, int]] = set()
     for path in sorted(folder.glob("*.parquet")):
-        columns = read_tile(path, LOGPROBS)[0].select(["prompt_id", "sample_index", "logprob"]).to_pydict()
+        table, facts = read_tile(path, LOGPROBS)
+        columns = table.select(["prompt_id", "sample_index", "logprob"]).to_pydict()
         places = zip(columns["prompt_id"], columns["sample_index"], strict=True)
         known |= dict(zip(places, columns["logprob"], strict=True))
-    return known
+        too_long |= {(prompt, index) for prompt, index in facts["too_long"]}
+    return known, too_long
 
 
 def train(
