@@ -134,6 +134,22 @@ def test_a_sample_does_not_depend_on_how_the_pool_is_cut(
 
 
 @pytest.mark.slow
+def test_every_setting_changes_the_samples(tiny_model: Model) -> None:
+    prompt = [prompt_ids(tiny_model, load_tokenizer(tiny_model), [{"role": "user", "content": TEXTS[0]}])]
+
+    def ids(seeds: list[int], **changes: object) -> list[list[int]]:
+        engine = replace(TRANSFORMERS, **changes).load(tiny_model, [2], 2)
+        return [response.token_ids for response in engine(prompt, seeds, 4)[0]]
+
+    plain = ids([7])
+    assert ids([7]) == plain
+    assert ids([8])[:3] == plain[1:]  # sample i of a prompt has the seed of its first plus i
+    assert ids([7], temperature=3.0) != plain
+    assert ids([7], top_p=0.05) != plain
+    assert max(map(len, ids([7], max_tokens=3))) == 3
+
+
+@pytest.mark.slow
 def test_the_logprob_is_the_untempered_sum_over_the_response(by_transformers: pa.Table, tiny_model: Model) -> None:
     import torch
     from transformers import AutoModelForCausalLM

@@ -38,9 +38,8 @@ def log_probabilities(
     and the pool. Parts are appended; a row that stands in two parts is harmless.
     """
     started = time.monotonic()
-    numerics = {name: getattr(dpo, name) for name in ("dtype", "autocast", "max_tokens", "max_prompt_tokens")}
-    name = key(model, numerics, samples.key)
-    provenance = {"model": to_config(model), "numerics": numerics, "samples": samples.key}
+    name = logprob_key(model, dpo, samples.key)
+    provenance = {"model": to_config(model), "dpo": to_config(dpo), "samples": samples.key}
     folder = run.store.artefact("logprobs", name, provenance)
     run.missing(folder.glob("*.parquet"), LOGPROBS)
     known, too_long = _read_logprobs(folder)
@@ -62,6 +61,15 @@ def log_probabilities(
         known, too_long = _read_logprobs(folder)
     run.did(title, "rows", len(todo), len(wanted) - len(todo), started)
     return {place: known[place] for place in wanted if place in known}
+
+
+def logprob_key(model: Model, dpo: DPO, samples_key: str) -> str:
+    """The key of log-probabilities: content and template of the model, numerics, truncation, and the pool.
+
+    Strategy, n, beta and everything else of training leave it alone.
+    """
+    numerics = {name: getattr(dpo, name) for name in ("dtype", "autocast", "max_tokens", "max_prompt_tokens")}
+    return key(model, numerics, samples_key)
 
 
 def _read_logprobs(folder: Path) -> tuple[dict[tuple[str, int], float], set[tuple[str, int]]]:
