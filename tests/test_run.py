@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sweetspot.schema import PAIRS, REWARDS, SAMPLES
+from sweetspot.schema import PAIRS, REWARDS
 from sweetspot.store import read_tile
 
 ROOT = Path(__file__).parent.parent
@@ -182,34 +182,31 @@ def test_a_corrupt_tile_is_named_and_remade_only_on_request(
 
 
 def content(store: Path) -> dict[str, bytes]:
-    """The bytes of every tile of samples, rewards and pairs."""
-    kinds = {"samples": SAMPLES, "rewards": REWARDS, "pairs": PAIRS}
-    return {
-        str(path.relative_to(store)): path.read_bytes()
-        for kind in kinds
-        for path in sorted((store / kind).rglob("*.parquet"))
-    }
+    """The bytes of every whole tile of samples, rewards and pairs (pathlib's glob finds scratch files too)."""
+    tiles = [path for kind in ("samples", "rewards", "pairs") for path in sorted((store / kind).glob("*/*.parquet"))]
+    return {str(path.relative_to(store)): path.read_bytes() for path in tiles}
 
 
 def test_a_run_killed_at_20_random_moments_ends_in_the_same_bytes(tiny_overrides: list[str], tmp_path: Path) -> None:
-    alone = tmp_path / "alone"
-    undisturbed = finish(tiny_overrides, alone, tmp_path / "undisturbed")
-    seconds = undisturbed["seconds"]
-    moments = random.Random(0)
-    store, kills = tmp_path / "store", 0
-    while kills < 20:
-        process = start(tiny_overrides, store, tmp_path / f"run{kills}")
-        before = content(store) if store.exists() else {}
-        time.sleep(moments.uniform(0.3, 1.0) * seconds)
-        if process.poll() is not None and before == content(store):
-            shutil.rmtree(store)  # it was finished: begin anew, so that later kills hit the early stages again
+    overrides = [*tiny_overrides, "until=train"]
+    undisturbed = finish(overrides, tmp_path / "alone", tmp_path / "undisturbed")
+    expected = content(tmp_path / "alone")
+    store, draw, stages_hit = tmp_path / "store", random.Random(0), set[str]()
+    for kill in range(20):
+        before = content(store)
+        process = start(overrides, store, tmp_path / f"run{kill}")
+        time.sleep(draw.uniform(0.05, 0.5) * undisturbed["seconds"])
+        finished_alone = process.poll() is not None
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-        after = content(store) if store.exists() else {}
-        assert before.items() <= after.items() or not after
-    final = finish(tiny_overrides, store, tmp_path / "final")
-    assert content(store) == content(alone)
-    assert final["rounds"][0]["policy"]["loss_last"] == pytest.approx(
-        undisturbed["rounds"][0]["policy"]["loss_last"], abs=1e-5
-    )
+        process.communicate()
+        after = content(store)
+        assert before.items() <= after.items()  # nothing that was whole is lost or changed
+        assert after.items() <= expected.items()  # and nothing is there but whole tiles
+        stages_hit |= {path.name for path in (tmp_path / f"run{kill}" / "jobs").glob("*-*") if path.is_dir()}
+        if finished_alone:
+            shutil.rmtree(store)  # so that later kills hit the early stages again
+    final = finish(overrides, store, tmp_path / "final")
+    assert content(store) == expected
+    assert {name.split("-", 1)[1] for name in stages_hit} == {"sample", "score", "reference", "train"}
+    last, undisturbed_last = (run["rounds"][0]["policy"]["loss_last"] for run in (final, undisturbed))
+    assert last == pytest.approx(undisturbed_last, abs=1e-5)
