@@ -137,5 +137,7 @@ def rows_at(
         table = read_tile(samples.path(tile), SAMPLES)[0].select(["prompt_id", "sample_index", *columns])
         places = zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
         keep = [number for number, place in enumerate(places) if place in wanted]
-        found |= {(row["prompt_id"], row["sample_index"]): row for row in table.take(keep).to_pylist()}
+        found |= {
+            (row["prompt_id"], row["sample_index"]): row for row in table.take(pa.array(keep, pa.int64())).to_pylist()
+        }
     return found
