@@ -166,14 +166,14 @@ def test_a_corrupt_tile_is_named_and_remade_only_on_request(
     tile = tmp_path / "store" / manifest["samples"]["folder"] / f"{manifest['samples']['tiles'][0]}.parquet"
     whole = tile.read_bytes()
     tile.write_bytes(whole[:200] + b"\0\0\0\0" + whole[204:])
-    stopped = start([*tiny_overrides, "strategy=random", "until=select"], tmp_path / "store", tmp_path / "stopped")
+    stopped = start([*tiny_overrides, "strategy.rejected=mu", "until=select"], tmp_path / "store", tmp_path / "stopped")
     output, _ = stopped.communicate(timeout=300)
     assert stopped.returncode == 1
     assert f"{tile.name} is corrupt" in output
     assert "remake_corrupt=true" in output
     assert tile.read_bytes() != whole
     remade = finish(
-        [*tiny_overrides, "strategy=random", "until=select", "remake_corrupt=true"],
+        [*tiny_overrides, "strategy.rejected=mu", "until=select", "remake_corrupt=true"],
         tmp_path / "store",
         tmp_path / "remade",
     )
