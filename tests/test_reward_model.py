@@ -277,7 +277,7 @@ def test_the_worker_scores_the_missing_tiles_row_by_row_and_leaves_the_others(
         [Conversation(turns, text, None) for text in samples["response"].to_pylist()], silent
     )
     np.testing.assert_allclose(table["reward"].to_numpy(), expected.rewards, atol=1e-5)
-    assert facts["truncated"] == 0 and facts["seconds"] >= 0
+    assert facts == {"truncated": 0}
     assert events[-1]["progress"]["done"] == events[-1]["progress"]["total"] == 6
 
     before = Path(tiles[0]["rewards"]).read_bytes()
