@@ -7,6 +7,7 @@ changes speed and not results (batch size, threads, devices), so it is left out 
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast, dataclass_transform
 
@@ -54,6 +55,17 @@ def key(*parts: Any) -> str:
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def json_values(value: Any) -> Any:
+    """The value as JSON can hold it: tuples as lists, NaN and infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(name): json_values(part) for name, part in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [json_values(part) for part in cast("list[Any]", value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def to_config(part: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ with a "step" belong to training at that step; those without belong to a stage.
 """
 
 import json
-import math
 import netrc
 import os
 import secrets
@@ -18,7 +17,7 @@ from urllib.parse import urlparse
 
 from rich.console import Console
 
-from sweetspot.component import component
+from sweetspot.component import component, json_values
 
 WANDB_HOST = "https://api.wandb.ai"
 
@@ -88,7 +87,7 @@ class JsonLines:
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Add the metrics as a line; NaN and infinity become null."""
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **metrics}
-        line = json.dumps(_plain(entry), ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(json_values(entry), ensure_ascii=False, allow_nan=False) + "\n"
         with self.path.open("ab", buffering=0) as file:
             file.write(line.encode())
 
@@ -178,7 +177,7 @@ class WandbRun:
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Add the summary and end the run, marked as failed where an error is on its way."""
-        self.run.summary.update(_plain(summary))
+        self.run.summary.update(json_values(summary))
         self.run.finish(exit_code=1 if sys.exc_info()[0] else 0)
 
 
@@ -198,14 +197,3 @@ def _key_is_known() -> bool:
         return False
     host = urlparse(os.environ.get("WANDB_BASE_URL", WANDB_HOST)).hostname or ""
     return host in netrc.netrc(path).hosts
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and infinity as None."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

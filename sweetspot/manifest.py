@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sweetspot.component import json_values
 from sweetspot.distribution import moments, normality
 from sweetspot.eval import duplicate_rate
 from sweetspot.stages import Pairs, Policy, Rewards, Run, Samples
@@ -112,7 +113,7 @@ def of_policy(policy: Policy) -> dict[str, Any]:
 def write(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest whole, NaN as null; an earlier one of the same run is replaced."""
     scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(_plain(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.write_text(json.dumps(json_values(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     scratch.replace(path)
 
 
@@ -142,16 +143,6 @@ def _pair_tokens(pairs: Pairs, column: str) -> float:
 def _mean(values: np.ndarray) -> float:
     kept = values[np.isfinite(values)]
     return float(kept.mean()) if len(kept) else math.nan
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _commit() -> str | None:
