@@ -29,7 +29,7 @@ from sweetspot.data import Data
 from sweetspot.distribution import indistinct
 from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.eval import HeldOut
-from sweetspot.launch import Local, WorkerError
+from sweetspot.launch import Launch, WorkerError
 from sweetspot.logger import Logger
 from sweetspot.model import Model
 from sweetspot.reward_model import RewardModel
@@ -56,7 +56,7 @@ class Settings:
     deepspeed: DeepSpeed
     eval: HeldOut
     logger: Any
-    launcher: Local
+    launch: Launch
     n_samples: int = Field(ge=2)
     seed: int = Field(ge=0)
     rounds: int = Field(ge=1)
@@ -121,7 +121,7 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
             "data: no prompt is held out, so there is nothing to evaluate on; hold some out, or set until=train"
         )
     sink = settings.logger.open(folder, dict(config), folder.name)
-    run = Run(Store(Path(settings.store)), folder, settings.launcher, sink, settings.remake_corrupt)
+    run = Run(Store(Path(settings.store)), folder, settings.launch, sink, settings.remake_corrupt)
     written = folder / "manifest.json"
     facts: dict[str, Any] = {"warnings": _warnings(settings, prompts.duplicates), "rounds": [], "evaluation": None}
     for warning in facts["warnings"]:

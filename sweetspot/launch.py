@@ -35,8 +35,8 @@ class WorkerError(RuntimeError):
 
 
 @component
-class Local:
-    """Workers on this machine."""
+class Launch:
+    """The processes of one run: how its workers are started on this machine."""
 
     threads: int | None = runtime(ge=1)
 

@@ -56,7 +56,7 @@ def tiny_overrides(prompts_file: Path, tiny_policy: Path, tiny_reward: Path) -> 
         "dpo.epochs=1",
         "dpo.autocast=null",
         "dpo.save_every=2",
-        "launcher.threads=1",
+        "launch.threads=1",
         *reward,
         "reward_model@eval.judge=sequence_classifier",
         f"eval.judge.path={tiny_reward}",

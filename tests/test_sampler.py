@@ -49,7 +49,7 @@ def draw(sampler: Sampler, model: Model, folder: Path, n: int = 8) -> pa.Table:
         "probe": str(folder / "probe.json"),
         "tiles": [tile_config(tile, str(folder / f"{tile.name}.parquet")) for tile in wanted],
     }
-    environment = {**launch.Local(threads=1).environment(), **sampler.environment()}
+    environment = {**launch.Launch(threads=1).environment(), **sampler.environment()}
     launch.run("sweetspot.sampler.worker", job, folder / "job", environment, lambda _: None)
     return pa.concat_tables([read_tile(folder / f"{tile.name}.parquet", SAMPLES)[0] for tile in wanted])
 

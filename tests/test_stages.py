@@ -12,7 +12,7 @@ import pytest
 
 from sweetspot.component import build
 from sweetspot.dpo import DPO
-from sweetspot.launch import Local
+from sweetspot.launch import Launch
 from sweetspot.model import Model
 from sweetspot.sampler import Tile
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
@@ -42,7 +42,7 @@ class Kept:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run(Store(tmp_path / "store"), tmp_path, Local(threads=1), Kept(), remake_corrupt=False)
+    return Run(Store(tmp_path / "store"), tmp_path, Launch(threads=1), Kept(), remake_corrupt=False)
 
 
 @pytest.fixture

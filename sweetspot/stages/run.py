@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sweetspot import launch
 from sweetspot.component import key
-from sweetspot.launch import Local
+from sweetspot.launch import Launch
 from sweetspot.logger import Sink
 from sweetspot.model import EMBEDDED, Model
 from sweetspot.store import CorruptTileError, Store, read_tile
@@ -33,7 +33,7 @@ class Run:
 
     store: Store
     folder: Path
-    launcher: Local
+    launch: Launch
     log: Sink
     remake_corrupt: bool
     stages: list[Stage] = dataclasses.field(default_factory=list[Stage])
@@ -43,7 +43,7 @@ class Run:
     ) -> None:
         """Run a worker in a process of its own; its metrics go to the logger."""
         folder = self.folder / "jobs" / f"{len(self.stages):02d}-{title.replace(' ', '-')}"
-        launch.run(module, job, folder, {**self.launcher.environment(), **(environment or {})}, self.log.log)
+        launch.run(module, job, folder, {**self.launch.environment(), **(environment or {})}, self.log.log)
 
     def did(self, name: str, unit: str, made: int, reused: int, started: float) -> None:
         """Record and log a finished stage; `started` is of time.monotonic()."""
