@@ -1,6 +1,6 @@
 # make demo: set up and run the whole pipeline on the embedded default.   make test: set up and run every test.
 # Both set up once: a repeated call installs nothing.
-.PHONY: install demo test check format
+.PHONY: install demo test check lint types fast format
 
 PYTHON_BIN := .venv/bin/python
 
@@ -14,9 +14,16 @@ test: install
 	$(PYTHON_BIN) -m pytest
 
 check: install
+	$(MAKE) --no-print-directory --jobs=2 --output-sync lint types fast
+
+lint:
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
+
+types:
 	.venv/bin/pyright
+
+fast:
 	$(PYTHON_BIN) -m pytest -m "not slow" -q
 
 format: install

@@ -75,8 +75,10 @@ def test_the_curve_is_that_of_trl_to_1e_5(tiny_model: Model, tmp_path: Path) -> 
     assert len(ours) == len(theirs) == 6
     assert ours[0]["loss"] != pytest.approx(ours[-1]["loss"], abs=1e-2), "a curve that does not move proves nothing"
     for mine, other in zip(ours, theirs, strict=True):
-        found = {name: mine[name] for name in KEYS}
-        assert found == pytest.approx({name: other[key] for name, key in KEYS.items()}, rel=1e-6, abs=1e-5)
+        moved = abs(mine["rewards/margin"]) > 1e-6  # until the policy moves, rounding alone decides the accuracy
+        compared = {name: key for name, key in KEYS.items() if moved or name != "rewards/accuracy"}
+        expected = {name: other[key] for name, key in compared.items()}
+        assert {name: mine[name] for name in compared} == pytest.approx(expected, rel=1e-6, abs=1e-5)
 
 
 def _row(index: int, model: Model, tokenizer: Any) -> dict[str, Any]:
