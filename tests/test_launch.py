@@ -35,7 +35,11 @@ def main(job: dict[str, Any], emit: launch.Emit) -> None:
 def start(job: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     metrics: list[dict[str, Any]] = []
     launch.run(
-        "tests.test_launch", job, folder, {**ENVIRONMENT, **launch.Launch(threads=3).environment()}, metrics.append
+        "tests.test_launch",
+        job,
+        folder,
+        {**ENVIRONMENT, **launch.Launch(threads=3, devices=None, lease_seconds=60).environment()},
+        metrics.append,
     )
     return metrics
 
