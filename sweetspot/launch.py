@@ -287,4 +287,5 @@ def main(module: str, job_path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    # through the module's own name: as __main__ its TileError would be another class than the one `fill` raises
+    importlib.import_module("sweetspot.launch").main(sys.argv[1], sys.argv[2])

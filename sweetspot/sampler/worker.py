@@ -48,7 +48,7 @@ def main(job: dict[str, Any], emit: Emit) -> None:
         return sampler.load(model, end_ids(model, tokenizer), int(tokenizer.pad_token_id or 0))
 
     def make(engine: Engine, todo: Todo, told: Told) -> Callable[[], bool]:
-        rows = prompts.take(todo.what.rows).to_pylist()
+        rows = prompts.take(list(todo.what.rows)).to_pylist()
         return make_tile(sampler, model, tokenizer, engine, rows, todo, told)
 
     fill(missing, load, make, emit, job["lease_seconds"], "tokens/s")
