@@ -115,6 +115,7 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
         The manifest's path. A run that stops at an error leaves a manifest of the stages that it finished.
     """
     console, started = Console(), datetime.now(UTC)
+    settings.launch.workers(settings.sampler.group)  # devices that are not there are told before anything is made
     prompts = settings.data.load()
     if settings.reaches("evaluate") and prompts.held_out.num_rows == 0:
         raise ValueError(

@@ -35,8 +35,11 @@ def identity(part: Any) -> dict[str, Any]:
     `version` is a class variable (1 when absent), raised when the meaning of the fields changes. A component whose
     fields do not tell (a folder, whose content counts and not its place) has a method `identity` of its own.
     """
-    if hasattr(part, "identity"):
-        return part.identity()
+    return part.identity() if hasattr(part, "identity") else field_identity(part)
+
+
+def field_identity(part: Any) -> dict[str, Any]:
+    """A component's class, version and the fields that are not runtime, nested components by their identity."""
     cls = type(part)
     kept = {name: getattr(part, name) for name in _field_names(cls) if not _is_runtime(cls, name)}
     return {

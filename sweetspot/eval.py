@@ -103,6 +103,13 @@ def distinct(responses: Sequence[str], size: int = 2) -> float:
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def duplicate_rate(keys: Sequence[tuple[str, str]]) -> float:
-    """The share of responses that repeat an earlier response to the same prompt; `keys` are (prompt_id, response)."""
-    return 1 - len(set(keys)) / len(keys) if keys else float("nan")
+def duplicate_rate(texts: np.ndarray) -> float:
+    """The share of responses that repeat an earlier response to the same prompt.
+
+    Args:
+        texts: [prompts, n] integers, equal where the texts are; negative where there is no response.
+    """
+    ordered = np.sort(texts, axis=1)
+    repeats = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    drawn = int((texts >= 0).sum())
+    return int(repeats.sum()) / drawn if drawn else float("nan")

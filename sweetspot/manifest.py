@@ -15,7 +15,7 @@ import numpy as np
 from sweetspot.component import json_values
 from sweetspot.distribution import moments, normality
 from sweetspot.eval import duplicate_rate
-from sweetspot.stages import Pairs, Policy, Rewards, Run, Samples
+from sweetspot.stages import Pairs, Policy, Rewards, Run, Samples, texts, token_counts
 from sweetspot.store import library_versions
 
 VERSION = 1
@@ -40,10 +40,11 @@ def of_run(run: Run, config: Mapping[str, Any], command: str, started: datetime)
 
 def of_samples(samples: Samples) -> dict[str, Any]:
     """Counts, lengths and the rate of duplicates of a pool's first n samples."""
-    table = samples.read()
-    lengths = table["n_tokens"].to_numpy()
-    reasons = table["finish_reason"].to_pylist()
-    responses = list(zip(table["prompt_id"].to_pylist(), table["response"].to_pylist(), strict=True))
+    tokens = drawn = cut = 0
+    for table, _ in samples.each(["n_tokens", "finish_reason"]):
+        drawn += table.num_rows
+        tokens += int(table["n_tokens"].to_numpy().sum())
+        cut += table["finish_reason"].to_pylist().count("length")
     return {
         "key": samples.key,
         "folder": f"samples/{samples.key}",
@@ -51,10 +52,10 @@ def of_samples(samples: Samples) -> dict[str, Any]:
         "tiles": [tile.name for tile in samples.tiles],
         "n_samples": samples.n_samples,
         "n_prompts": samples.prompts.num_rows,
-        "tokens": int(lengths.sum()),
-        "mean_tokens": float(lengths.mean()) if len(lengths) else math.nan,
-        "cut_share": reasons.count("length") / len(reasons) if reasons else math.nan,
-        "duplicate_rate": duplicate_rate(responses),
+        "tokens": tokens,
+        "mean_tokens": tokens / drawn if drawn else math.nan,
+        "cut_share": cut / drawn if drawn else math.nan,
+        "duplicate_rate": duplicate_rate(texts(samples)),
         "set_aside": samples.set_aside(),
     }
 
@@ -67,6 +68,7 @@ def of_rewards(rewards: Rewards, name: str) -> dict[str, Any]:
     return {
         "key": rewards.key,
         "folder": f"rewards/{rewards.key}",
+        "tiles": [tile.name for tile in rewards.tiles],
         "reward_model": name,
         "mean": _mean(of.mean),
         "mean_sd": _mean(of.sd),
@@ -79,7 +81,7 @@ def of_rewards(rewards: Rewards, name: str) -> dict[str, Any]:
 
 def of_pairs(pairs: Pairs, strategy: str) -> dict[str, Any]:
     """Pairs kept and dropped with reasons, and where chosen and rejected really lie."""
-    table = pairs.table
+    table, tokens = pairs.table, _pair_tokens(pairs)
     mean = {
         name: _mean(table[name].to_numpy()) for name in ("chosen_z", "rejected_z", "chosen_reward", "rejected_reward")
     }
@@ -92,8 +94,8 @@ def of_pairs(pairs: Pairs, strategy: str) -> dict[str, Any]:
         "chosen_z": mean["chosen_z"],
         "rejected_z": mean["rejected_z"],
         "margin": mean["chosen_reward"] - mean["rejected_reward"],
-        "chosen_tokens": _pair_tokens(pairs, "chosen_index"),
-        "rejected_tokens": _pair_tokens(pairs, "rejected_index"),
+        "chosen_tokens": tokens["chosen"],
+        "rejected_tokens": tokens["rejected"],
     }
 
 
@@ -132,12 +134,13 @@ def _flatten(value: Any, path: str = "") -> dict[str, Any]:
     return {at: found for name, part in entries for at, found in _flatten(part, f"{path}/{name}".strip("/")).items()}
 
 
-def _pair_tokens(pairs: Pairs, column: str) -> float:
-    table = pairs.samples.read()
-    places = zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
-    lengths = dict(zip(places, table["n_tokens"].to_pylist(), strict=True))
-    wanted = zip(pairs.table["prompt_id"].to_pylist(), pairs.table[column].to_pylist(), strict=True)
-    return _mean(np.array([lengths[place] for place in wanted], dtype=np.float64))
+def _pair_tokens(pairs: Pairs) -> dict[str, float]:
+    """The mean length of the chosen and of the rejected responses, tokens."""
+    counts = token_counts(pairs.samples)
+    row_of = {name: row for row, name in enumerate(pairs.samples.prompt_ids)}
+    rows = np.array([row_of[name] for name in pairs.table["prompt_id"].to_pylist()], dtype=np.int64)
+    sides = {side: pairs.table[f"{side}_index"].to_numpy() for side in ("chosen", "rejected")}
+    return {side: _mean(counts[rows, index].astype(np.float64)) for side, index in sides.items()}
 
 
 def _mean(values: np.ndarray) -> float:

@@ -78,7 +78,7 @@ def folder_digest(folder: Path, at: str = "model.path") -> str:
         for path in sorted(folder.iterdir())
         if path.suffix in (".json", ".jinja", ".safetensors", ".model", ".bin")
     ]
-    if not (folder / "config.json").exists():
+    if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"{at} must be a model folder with a config.json, got {folder}")
     digest = hashlib.sha256()
     for path in kept:

@@ -4,22 +4,24 @@
 
 A file is written beside its place, flushed, and linked into place exclusively: the first writer wins and a tile never
 changes. A folder is renamed into place. So any process may die at any moment, and "resume" means "which are missing".
-Parquet pages carry checksums, and a tile repeats its own name inside, so damage and mix-ups are found when the tile is
-read.
+Parquet pages carry checksums, and a tile repeats its own name and prompt ids inside, so damage and mix-ups are found
+when the tile is read.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -33,6 +35,12 @@ class StoreError(RuntimeError):
 
 class CorruptTileError(StoreError):
     """A tile whose bytes or rows are not those that were written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"store: {path} is corrupt ({reason}); run again with remake_corrupt=true to delete and remake it"
+        )
+        self.path = path
 
 
 class Store:
@@ -114,21 +122,37 @@ def write_text(path: Path, text: str) -> bool:
     return placed()
 
 
-def write_tile(path: Path, table: pa.Table, facts: Mapping[str, Any]) -> bool:
+def tile_name(prompt_ids: Sequence[str], first: int) -> str:
+    """The name of the tile with the samples from `first` on of these prompts: their content, and the first sample."""
+    return f"{content_name(prompt_ids)}-{first:05d}"
+
+
+def content_name(prompt_ids: Sequence[str]) -> str:
+    """The first 16 hex digits of SHA-256 of the ids in their order."""
+    return hashlib.sha256(",".join(prompt_ids).encode()).hexdigest()[:16]
+
+
+def write_tile(path: Path, table: pa.Table, facts: Mapping[str, Any], prompt_ids: Sequence[str] | None = None) -> bool:
     """Write a whole tile once; the first writer wins.
 
     Args:
         path: the tile's place; its stem is repeated inside the file.
         table: the rows, in the schema's order.
         facts: small JSON values kept in the file (which prompts were set aside, seconds, ...).
+        prompt_ids: of a tile of samples or rewards (`tile_name`), those that were set aside included. Its rows are in
+            their order, each prompt's samples one after the other from the tile's first.
 
     Returns:
         True when this call placed the tile, False when another writer was first.
 
     Raises:
-        StoreError: when the disk is full; tiles that are complete stay as they are.
+        StoreError: when the disk is full or cannot be written; tiles that are complete stay as they are.
     """
+    if path.exists():
+        return False
     labels = {"tile": path.stem, "rows": str(table.num_rows), "facts": json.dumps(facts)}
+    if prompt_ids is not None:
+        labels["prompts"] = json.dumps(list(prompt_ids))
     with _placing(path) as (scratch, placed):
         pq.write_table(table.replace_schema_metadata(labels), scratch, compression="zstd", write_page_checksum=True)
     return placed()
@@ -148,40 +172,97 @@ def _placing(path: Path) -> Generator[tuple[Path, Any]]:
             os.link(scratch, path)
             won = True
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if (fault := _fault(error, path)) is None:
             raise
-        raise StoreError(
+        raise fault from error
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+
+
+def _fault(error: OSError, path: Path) -> StoreError | None:
+    """What a user can do about a file that could not be written; None for a fault of another kind."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(
             f"store: the disk is full while writing {path}; nothing complete is lost, free some space and run the same "
             "command again"
-        ) from error
-    finally:
-        scratch.unlink(missing_ok=True)
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StoreError(
+            f"store: {path.parent} cannot be written ({os.strerror(error.errno)}); what it holds is used as it is, but "
+            f"{path.name} is missing: get the right to write there, or name another folder (store=...)"
+        )
+    return None
 
 
-def read_tile(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows and facts of a tile, checked against the pages' checksums, the schema, the row count and the tile's
-    name.
+def read_tile(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows and facts of a tile, checked against the pages' checksums, the schema, the row count, the tile's name
+    and, where it names its prompts, their ids and sample indices.
+
+    Args:
+        path: the tile.
+        schema: of all its columns.
+        columns: those wanted, with `prompt_id` and `sample_index`; None = all. The others are not read.
 
     Raises:
         CorruptTileError: naming the file, what is wrong with it and how to have it remade.
     """
+    with _opened(path) as file:
+        labels = _labels(file)
+        table = file.read(None if columns is None else list(columns)).replace_schema_metadata(None)
+        facts = json.loads(labels["facts"])
+        found = file.schema_arrow.remove_metadata()
+    if not found.equals(schema):
+        raise CorruptTileError(path, "its columns are not those of the schema")
+    if labels["tile"] != path.stem:
+        raise CorruptTileError(path, f"it holds the tile {labels['tile']}")
+    if labels["rows"] != str(table.num_rows):
+        raise CorruptTileError(path, f"it holds {table.num_rows} rows of {labels['rows']}")
+    if "prompts" in labels and (fault := _misplaced(path.stem, json.loads(labels["prompts"]), table)):
+        raise CorruptTileError(path, fault)
+    return table, facts
+
+
+def read_labels(path: Path) -> tuple[list[str] | None, dict[str, Any]]:
+    """The prompt ids (None when it names none) and the facts of a tile, without its rows.
+
+    Raises:
+        CorruptTileError: when the file cannot be read.
+    """
+    with _opened(path) as file:
+        labels = _labels(file)
+        return (json.loads(labels["prompts"]) if "prompts" in labels else None), json.loads(labels["facts"])
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Generator[pq.ParquetFile]:
+    """The file, open; damage that is met while the block reads it becomes a CorruptTileError."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
-        labels = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
-        facts = json.loads(labels["facts"])
+            yield file
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise CorruptTileError(_corrupt(path, str(error).splitlines()[0])) from error
-    if not table.schema.remove_metadata().equals(schema):
-        raise CorruptTileError(_corrupt(path, "its columns are not those of the schema"))
-    if labels["tile"] != path.stem:
-        raise CorruptTileError(_corrupt(path, f"it holds the tile {labels['tile']}"))
-    if labels["rows"] != str(table.num_rows):
-        raise CorruptTileError(_corrupt(path, f"it holds {table.num_rows} rows of {labels['rows']}"))
-    return table.replace_schema_metadata(None), facts
+        raise CorruptTileError(path, str(error).splitlines()[0]) from error
 
 
-def _corrupt(path: Path, reason: str) -> str:
-    return f"store: {path} is corrupt ({reason}); run again with remake_corrupt=true to delete and remake it"
+def _labels(file: pq.ParquetFile) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in (file.schema_arrow.metadata or {}).items()}
+
+
+def _misplaced(name: str, prompt_ids: list[str], table: pa.Table) -> str | None:
+    """What is wrong with the ids of a tile's rows, or None; the work grows with rows in NumPy and Arrow alone."""
+    content, _, first = name.rpartition("-")
+    if content_name(prompt_ids) != content:
+        return "its prompt ids are not those of its name"
+    encoded = table["prompt_id"].combine_chunks().dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    place = {prompt: number for number, prompt in enumerate(prompt_ids)}
+    order = np.array([place.get(prompt, -1) for prompt in encoded.dictionary.to_pylist()], dtype=np.int64)
+    if (order < 0).any() or (np.diff(order) <= 0).any() or (np.diff(codes) < 0).any():
+        return "its rows are not those of its prompts in their order"
+    starts = np.searchsorted(codes, np.arange(len(order)))
+    expected = int(first) + np.arange(len(codes)) - starts[codes]
+    if not np.array_equal(table["sample_index"].to_numpy(), expected):
+        return f"the sample indices of a prompt do not follow one another from {int(first)}"
+    return None

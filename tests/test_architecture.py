@@ -9,8 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    ["component", "strategy", "losses"],
+    ["component", "strategy", "losses", "progress"],
     ["schema", "store", "launch", "logger", "model", "distribution"],
+    ["lease"],
+    ["tile", "fill"],
     ["data", "dpo", "sampler", "reward_model", "embedded"],
     ["eval", "logprob", "trainer"],
     ["stages"],

@@ -50,4 +50,4 @@ def test_distinct_2_counts_different_pairs_of_words() -> None:
 
 
 def test_the_duplicate_rate_counts_repeats_within_a_prompt_only() -> None:
-    assert duplicate_rate([("p", "x"), ("p", "x"), ("q", "x"), ("q", "y")]) == 0.25
+    assert duplicate_rate(np.array([[7, 7, -1], [7, 8, -1]])) == 0.25

@@ -27,15 +27,43 @@ def main(job: dict[str, Any], emit: launch.Emit) -> None:
             raise KeyError("absent")
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "tile":
+            tile(job, emit)
+        case "one" if os.environ["NUMBER"] == "1":
+            while not Path(job["pid"]).exists():
+                time.sleep(0.01)
+            raise ValueError("no luck")
         case _:
             Path(job["pid"]).write_text(str(os.getpid()))
             time.sleep(600)
 
 
+def tile(job: dict[str, Any], emit: launch.Emit) -> None:
+    """Makes the tile t, after as many failures as the job says, of the kind it says."""
+    emit({"tile": "t"})
+    before = Path(job["failures"]).read_text() if Path(job["failures"]).exists() else ""
+    if len(before) < job["times"]:
+        Path(job["failures"]).write_text(before + "x")
+        match job["how"]:
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "exit":
+                os._exit(3)
+            case "engine":
+                raise launch.TileError("t", "RuntimeError: engine core died")
+            case _:
+                raise ValueError("reward_model: rewards must be finite")
+    emit({"made": "t"})
+
+
 def start(job: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     metrics: list[dict[str, Any]] = []
     launch.run(
-        "tests.test_launch", job, folder, {**ENVIRONMENT, **launch.Launch(threads=3).environment()}, metrics.append
+        "tests.test_launch",
+        job,
+        folder,
+        {**ENVIRONMENT, **launch.Launch(threads=3, devices=None, lease_seconds=60).environment()},
+        metrics.append,
     )
     return metrics
 
@@ -61,6 +89,93 @@ def test_a_fault_that_is_no_user_s_error_names_its_type(tmp_path: Path) -> None:
 def test_a_killed_worker_is_told_by_its_signal(tmp_path: Path) -> None:
     with pytest.raises(launch.WorkerError, match=r"killed by SIGKILL \(out of memory\?\)"):
         start({"do": "die"}, tmp_path / "job")
+
+
+def fail(how: str, times: int, folder: Path) -> int:
+    """How many tiles were placed, by a worker that fails so often before."""
+    job = {"do": "tile", "how": how, "times": times, "failures": str(folder / "failures")}
+    return launch.run_workers("tests.test_launch", job, folder / "score", [ENVIRONMENT], lambda _: None)
+
+
+@pytest.mark.parametrize("how", ["die", "exit", "engine"])
+def test_a_worker_that_dies_or_whose_engine_fails_is_started_again_for_its_tile(how: str, tmp_path: Path) -> None:
+    assert fail(how, 2, tmp_path) == 1
+    assert (tmp_path / "failures").read_text() == "xx"
+
+
+@pytest.mark.parametrize(("how", "told"), [("die", "killed by SIGKILL"), ("engine", "RuntimeError: engine core died")])
+def test_a_tile_that_fails_three_times_is_named_and_ends_the_job(how: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(launch.WorkerError, match=rf"^score: tile t failed 3 times, the last time: .*{told}.* \(log: "):
+        fail(how, 9, tmp_path)
+    assert (tmp_path / "failures").read_text() == "xxx"
+
+
+def test_an_error_of_the_user_is_not_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(launch.WorkerError, match=r"^score: reward_model: rewards must be finite \(log"):
+        fail("user", 9, tmp_path)
+    assert (tmp_path / "failures").read_text() == "x"
+
+
+def test_several_workers_have_their_own_folders_and_environments(tmp_path: Path) -> None:
+    metrics: list[dict[str, Any]] = []
+    environments = [{**ENVIRONMENT, "OMP_NUM_THREADS": str(number)} for number in (1, 2)]
+    launch.run_workers("tests.test_launch", {"do": "tell"}, tmp_path / "job", environments, metrics.append)
+    assert {row["threads"] for row in metrics} == {"1", "2"}
+    assert len({row["pid"] for row in metrics}) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["job-0", "job-1"]
+
+
+def test_the_error_of_one_worker_ends_the_others(tmp_path: Path) -> None:
+    job = {"do": "one", "pid": str(tmp_path / "pid")}
+    began = time.monotonic()
+    with pytest.raises(launch.WorkerError, match="job-1: no luck"):
+        environments = [{**ENVIRONMENT, "NUMBER": str(number)} for number in range(2)]
+        launch.run_workers("tests.test_launch", job, tmp_path / "job", environments, lambda _: None)
+    assert time.monotonic() - began < 60
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+
+
+@pytest.fixture
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine whose nvidia-smi lists four GPUs."""
+    lister = tmp_path / "bin" / "nvidia-smi"
+    lister.parent.mkdir()
+    lister.write_text('#!/bin/sh\nfor number in 0 1 2 3; do echo "GPU $number: Some GPU (UUID: GPU-$number)"; done\n')
+    lister.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{lister.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return lister
+
+
+def seen(devices: int | None, group: int) -> list[str]:
+    workers = launch.Launch(threads=1, devices=devices, lease_seconds=60).workers(group)
+    return [worker["CUDA_VISIBLE_DEVICES"] for worker in workers]
+
+
+@pytest.mark.usefixtures("gpus")
+def test_every_worker_sees_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert seen(None, 1) == ["0", "1", "2", "3"]
+    assert seen(None, 2) == ["0,1", "2,3"]
+    assert seen(3, 1) == ["0", "1", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7, GPU-5")
+    assert seen(None, 1) == ["GPU-7", "GPU-5"]
+    assert seen(1, 1) == ["GPU-7"]
+
+
+@pytest.mark.usefixtures("gpus")
+def test_devices_that_are_not_there_or_do_not_divide_are_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^launch.devices must be <= 4, the GPUs that are visible, got 5$"):
+        seen(5, 1)
+    with pytest.raises(ValueError, match=r"^launch.devices must be a multiple of tensor_parallel \(2\), got 3$"):
+        seen(3, 2)
+
+
+def test_without_gpus_devices_are_processes_that_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    two = launch.Launch(threads=None, devices=2, lease_seconds=60).workers(1)
+    assert [worker["OMP_NUM_THREADS"] for worker in two] == ["4", "4"]
+    assert len(launch.Launch(threads=None, devices=None, lease_seconds=60).workers(1)) == 1
 
 
 def test_a_worker_does_not_outlive_a_killed_run(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def _round(store: Path, turn: int, reach: int, n_prompts: int, n: int) -> dict[s
     ]
     write_tile(store / "rewards" / f"r{turn}" / "t-00000.parquet", pa.Table.from_pylist(rows, schema=REWARDS), {})
     found["rewards"] = {"key": f"r{turn}", "folder": f"rewards/r{turn}", "reward_model": "embedded", "mean": -0.213}
-    found["rewards"] |= {"mean_sd": 0.81, "skew": -0.07, "kurtosis": None}
+    found["rewards"] |= {"tiles": ["t-00000"], "mean_sd": 0.81, "skew": -0.07, "kurtosis": None}
     found["rewards"] |= {"normal_share_shapiro": 0.94, "normal_share_lilliefors": 0.917}
     if reach == 1:
         return found

@@ -235,13 +235,13 @@ def test_several_objectives_are_kept_beside_the_reward() -> None:
     assert table.to_pylist() == [{"prompt_id": "aa", "sample_index": 0, "reward": 0.5, "heads": [1.0, 2.0]}]
 
 
-def pool(model: Model, folder: Path, n: int = 3) -> tuple[Path, list[dict[str, str]]]:
+def pool(model: Model, folder: Path, n: int = 3) -> tuple[Path, list[dict[str, Any]]]:
     """Two prompts with n samples each, in two tiles of samples; returns the prompts file and the tiles."""
     tokenizer = load_tokenizer(model)
     conversations = [[{"role": "user", "content": text}] for text in ASKED[:2]]
     prompts = [{"prompt_id": prompt_id(turns), "messages": turns, "source": "test"} for turns in conversations]
     write_tile(folder / "prompts.parquet", pa.Table.from_pylist(prompts, schema=PROMPTS), {})
-    tiles: list[dict[str, str]] = []
+    tiles: list[dict[str, Any]] = []
     for number, prompt in enumerate(prompts):
         rows: list[dict[str, Any]] = []
         for index in range(n):
@@ -251,7 +251,8 @@ def pool(model: Model, folder: Path, n: int = 3) -> tuple[Path, list[dict[str, s
             rows[-1] |= {"n_tokens": len(ids), "finish_reason": "stop", "seed": index, "logprob": -1.0}
         path = folder / "samples" / f"tile{number}.parquet"
         write_tile(path, pa.Table.from_pylist(rows, schema=SAMPLES), {})
-        tiles.append({"samples": str(path), "rewards": str(folder / "rewards" / f"tile{number}.parquet")})
+        rewards = folder / "rewards" / f"tile{number}.parquet"
+        tiles.append({"samples": str(path), "rewards": str(rewards), "prompt_ids": None})
     return folder / "prompts.parquet", tiles
 
 
@@ -266,6 +267,7 @@ def test_the_worker_scores_the_missing_tiles_row_by_row_and_leaves_the_others(
         "probe": probe,
         "prompts": str(prompts),
         "tiles": tiles,
+        "lease_seconds": 60,
     }
     events: list[dict[str, Any]] = []
     worker.main(job, events.append)
@@ -297,7 +299,7 @@ def test_the_policys_system_prompt_is_part_of_what_is_scored(
     for number, policy in enumerate((tiny_model, replace(tiny_model, system_prompt="Be kind."))):
         prompts, tiles = pool(tiny_model, tmp_path / str(number))
         job = {"reward_model": to_config(classifier(tiny_reward)), "model": to_config(policy), "probe": None}
-        worker.main({**job, "prompts": str(prompts), "tiles": tiles}, silent)
+        worker.main({**job, "prompts": str(prompts), "tiles": tiles, "lease_seconds": 60}, silent)
         rewards.append(read_tile(Path(tiles[0]["rewards"]), REWARDS)[0]["reward"].to_pylist())
     assert rewards[0] != rewards[1]
 
@@ -307,7 +309,7 @@ def test_an_imported_pool_without_a_policy_is_scored_as_text(
 ) -> None:
     prompts, tiles = pool(tiny_model, tmp_path)
     job = {"reward_model": to_config(classifier(tiny_reward)), "model": None, "probe": None, "prompts": str(prompts)}
-    worker.main({**job, "tiles": tiles}, silent)
+    worker.main({**job, "tiles": tiles, "lease_seconds": 60}, silent)
     assert read_tile(Path(tiles[0]["rewards"]), REWARDS)[0].num_rows == 3
 
 

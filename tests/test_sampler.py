@@ -10,7 +10,7 @@ import pytest
 from sweetspot import launch
 from sweetspot.component import key, to_config
 from sweetspot.model import Model, load_tokenizer, prompt_ids
-from sweetspot.sampler import Sampler, TransformersSampler, VllmSampler, stream_seed, tile_config, tiles
+from sweetspot.sampler import Sampler, TransformersSampler, VllmSampler, blocks_for, stream_seed, wanted
 from sweetspot.schema import PROMPTS, SAMPLES, prompt_id
 from sweetspot.store import read_tile
 
@@ -26,7 +26,18 @@ COMMON = {
 }
 TRANSFORMERS = TransformersSampler(**COMMON, batch_size=8)  # pyright: ignore
 VLLM = VllmSampler(
-    **COMMON, max_num_seqs=64, gpu_memory_utilization=0.5, kv_cache_gb=1, enforce_eager=True, tensor_parallel=1
+    **COMMON,
+    seeding="request",
+    quantization=None,
+    kv_cache_dtype="auto",
+    adapter=None,
+    max_num_seqs=64,
+    gpu_memory_utilization=0.5,
+    kv_cache_gb=1,
+    prefix_caching=True,
+    chunked_prefill=None,
+    enforce_eager=True,
+    tensor_parallel=1,
 )  # pyright: ignore
 TEXTS = ["Why do cats sleep?", "Write about the rain.", "A garden needs", "long " * 100]
 
@@ -41,39 +52,20 @@ def draw(sampler: Sampler, model: Model, folder: Path, n: int = 8) -> pa.Table:
     """The samples of the four prompts through the worker, in a process of its own."""
     folder.mkdir()
     pq.write_table(prompts(), folder / "prompts.parquet")
-    wanted = tiles(prompts()["prompt_id"].to_pylist(), n, sampler)
+    names = prompts()["prompt_id"].to_pylist()
     job = {
         "model": to_config(model),
         "sampler": to_config(sampler),
         "prompts": str(folder / "prompts.parquet"),
+        "blocks": blocks_for(n, sampler),
+        "folder": str(folder / "pool"),
         "probe": str(folder / "probe.json"),
-        "tiles": [tile_config(tile, str(folder / f"{tile.name}.parquet")) for tile in wanted],
+        "lease_seconds": 60,
     }
-    environment = {**launch.Launch(threads=1).environment(), **sampler.environment()}
+    environment = {**launch.Launch(threads=1, devices=None, lease_seconds=60).environment(), **sampler.environment()}
     launch.run("sweetspot.sampler.worker", job, folder / "job", environment, lambda _: None)
-    return pa.concat_tables([read_tile(folder / f"{tile.name}.parquet", SAMPLES)[0] for tile in wanted])
-
-
-@pytest.mark.parametrize("count", range(1, 18))
-def test_the_tiles_cover_every_sample_of_every_prompt_once(count: int) -> None:
-    names = [f"{number:016x}" for number in range(count)]
-    sampler = replace(TRANSFORMERS, tile_prompts=4, tile_samples=4)
-    cut = tiles(names, 10, sampler)
-    covered = [
-        (row, index)
-        for tile in cut
-        for row in range(tile.start, tile.stop)
-        for index in range(tile.first, tile.first + 4)
-    ]
-    assert sorted(covered) == [(row, index) for row in range(count) for index in range(12)]
-    assert len({tile.name for tile in cut}) == len(cut)
-
-
-def test_a_smaller_n_and_a_shorter_prompt_list_share_tiles() -> None:
-    names = [f"{number:016x}" for number in range(8)]
-    whole = {tile.name for tile in tiles(names, 8, TRANSFORMERS)}
-    assert {tile.name for tile in tiles(names, 4, TRANSFORMERS)} < whole
-    assert {tile.name for tile in tiles(names[:4], 8, TRANSFORMERS)} < whole
+    groups = wanted(names, blocks_for(n, sampler), sampler)
+    return pa.concat_tables([read_tile(folder / "pool" / f"{group.name}.parquet", SAMPLES)[0] for group in groups])
 
 
 def test_seeds_of_different_prompts_and_samples_never_overlap() -> None:
@@ -85,7 +77,12 @@ def test_seeds_of_different_prompts_and_samples_never_overlap() -> None:
 
 def test_fields_that_change_speed_only_stay_out_of_the_key() -> None:
     assert key(VLLM) == key(
-        replace(VLLM, max_num_seqs=7, enforce_eager=False, gpu_memory_utilization=0.9, kv_cache_gb=3)
+        replace(
+            replace(VLLM, max_num_seqs=7, enforce_eager=False, gpu_memory_utilization=0.9, kv_cache_gb=3),
+            prefix_caching=False,
+            chunked_prefill=False,
+            tensor_parallel=2,
+        )
     )
     changes = {
         "seed": 4,
@@ -94,6 +91,9 @@ def test_fields_that_change_speed_only_stay_out_of_the_key() -> None:
         "max_tokens": 9,
         "max_prompt_tokens": 65,
         "dtype": "bfloat16",
+        "seeding": "tile",
+        "quantization": "fp8",
+        "kv_cache_dtype": "fp8",
     }
     assert all(key(VLLM) != key(replace(VLLM, **{name: value})) for name, value in changes.items())
 

@@ -14,12 +14,12 @@ from sweetspot.component import build
 from sweetspot.dpo import DPO
 from sweetspot.launch import Launch
 from sweetspot.model import Model
-from sweetspot.sampler import Tile
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
 from sweetspot.stages import Rewards, Run, Samples, select
 from sweetspot.stages.policy import logprob_key
 from sweetspot.store import Store, write_tile
 from sweetspot.strategy import PositionPair
+from sweetspot.tile import Tile
 
 TEXTS = ["one", "long", "three"]
 TURNS = [[{"role": "user", "content": text}] for text in TEXTS]
@@ -42,7 +42,13 @@ class Kept:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run(Store(tmp_path / "store"), tmp_path, Launch(threads=1), Kept(), remake_corrupt=False)
+    return Run(
+        Store(tmp_path / "store"),
+        tmp_path,
+        Launch(threads=1, devices=None, lease_seconds=60),
+        Kept(),
+        remake_corrupt=False,
+    )
 
 
 @pytest.fixture
@@ -53,7 +59,7 @@ def rewards(tmp_path: Path, tiny_model: Model) -> Rewards:
         schema=PROMPTS,
     )
     pool, scored = tmp_path / "pool", tmp_path / "rewards"
-    tiles = [Tile("a", 0, 2, 0, 3), Tile("b", 2, 3, 0, 3)]
+    tiles = [Tile("a", range(2), 0, 3), Tile("b", range(2, 3), 0, 3)]
     for tile, row, values in ((tiles[0], 0, [0.5, 3.0, 1.0]), (tiles[1], 2, [2.0, -1.0, 0.0])):
         places = [{"prompt_id": IDS[row], "sample_index": index} for index in (2, 1, 0)]
         samples = [
@@ -64,7 +70,7 @@ def rewards(tmp_path: Path, tiny_model: Model) -> Rewards:
         worth = [{**place, "reward": values[place["sample_index"]]} for place in places]
         write_tile(scored / f"{tile.name}.parquet", pa.Table.from_pylist(worth, schema=REWARDS), {})
     samples = Samples("pool", pool, prompts, tmp_path / "prompts.parquet", tiles, 3, tiny_model)
-    return Rewards("rewards", scored, samples)
+    return Rewards("rewards", scored, samples, tiles)
 
 
 def test_the_reward_matrix_has_nan_where_a_prompt_was_set_aside(rewards: Rewards) -> None:

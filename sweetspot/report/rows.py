@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sweetspot.distribution import expected_position, moments
 from sweetspot.schema import PAIRS, PROMPTS, REWARDS, SAMPLES
+from sweetspot.stages.pool import served
 from sweetspot.store import read_tile
 from sweetspot.strategy import POINTS, FiniteRewards, Position
 
@@ -56,14 +56,12 @@ class Scored:
 def read_scored(store: Path, samples: Mapping[str, Any], rewards: Mapping[str, Any]) -> Scored:
     """The rewards of a round's first n samples, rows in the order of its prompts."""
     ids: list[str] = read_tile(store / samples["prompts"], PROMPTS)[0]["prompt_id"].to_pylist()
-    row_of = {name: row for row, name in enumerate(ids)}
     matrix = np.full((len(ids), samples["n_samples"]), np.nan)
-    for name in samples["tiles"]:
-        table, _ = read_tile(store / rewards["folder"] / f"{name}.parquet", REWARDS)
-        table = table.filter(pc.field("sample_index") < samples["n_samples"])
-        names = table["prompt_id"].combine_chunks().dictionary_encode()
-        rows = np.array([row_of[name] for name in names.dictionary.to_pylist()], dtype=np.intp)
-        matrix[rows[names.indices.to_numpy()], table["sample_index"].to_numpy()] = table["reward"].to_numpy()
+    row_of = {name: row for row, name in enumerate(ids)}
+    for name in rewards["tiles"]:
+        path = store / rewards["folder"] / f"{name}.parquet"
+        table, rows = served(path, REWARDS, row_of, samples["n_samples"], ["sample_index", "reward"])
+        matrix[rows, table["sample_index"].to_numpy()] = table["reward"].to_numpy()
     of = moments(matrix)
     return Scored(ids, matrix, (matrix - of.mean[:, None]) / of.sd[:, None])
 
@@ -124,10 +122,10 @@ def read_shown(store: Path, found: Mapping[str, Any], scored: Scored | None) -> 
         return []
     table, _ = read_tile(store / samples["folder"] / f"{samples['tiles'][0]}.parquet", SAMPLES)
     rows = table.select(["prompt_id", "sample_index", "response"]).to_pylist()
-    ids = list(dict.fromkeys(row["prompt_id"] for row in rows))
-    wanted = [ids[number] for number in _spaced(len(ids))]
     prompts, _ = read_tile(store / samples["prompts"], PROMPTS)
     at = {name: row for row, name in enumerate(prompts["prompt_id"].to_pylist())}
+    ids = [name for name in dict.fromkeys(row["prompt_id"] for row in rows) if name in at]
+    wanted = [ids[number] for number in _spaced(len(ids))]
     messages = prompts["messages"].take([at[name] for name in wanted]).to_pylist()
     return [_shown_samples(name, turns, rows, scored) for name, turns in zip(wanted, messages, strict=True)]
 

@@ -2,23 +2,22 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sweetspot.component import build, canonical_json
+from sweetspot.fill import Todo, Told, absent, fill
 from sweetspot.launch import Emit
 from sweetspot.model import Model, Probe, compare_probes, conversation, load_tokenizer
-from sweetspot.reward_model import Conversation, RewardModel, Scores
+from sweetspot.reward_model import Conversation, Scorer, Scores
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES
-from sweetspot.store import read_tile, write_tile
-
-PROGRESS_SECONDS = 1.0  # between two events
+from sweetspot.store import read_labels, read_tile, write_tile
 
 
 def main(job: Mapping[str, Any], emit: Emit) -> None:
@@ -26,20 +25,26 @@ def main(job: Mapping[str, Any], emit: Emit) -> None:
 
     Args:
         job: {"reward_model": config, "model": the policy's config or None (an imported pool), "probe": the sampler's or
-            None, "prompts": a PROMPTS file, "tiles": [{"samples": path, "rewards": path}]}.
+            None, "prompts": a PROMPTS file, "tiles": [{"samples": path, "rewards": path, "prompt_ids": those of them to
+            score, None = all}], "lease_seconds": term of a lease}.
         emit: takes progress.
     """
-    missing = [tile for tile in job["tiles"] if not Path(tile["rewards"]).exists()]
-    if not missing:
-        return
-    reward_model: RewardModel = build(job["reward_model"])
+    todos = [
+        Todo(Path(tile["rewards"]), pq.read_metadata(tile["samples"]).num_rows, tile)
+        for tile in job["tiles"]
+        if not Path(tile["rewards"]).exists()
+    ]
     policy: Model | None = build(job["model"]) if job["model"] else None
-    scorer = reward_model.scorer()
-    shared = policy is not None and shares_tokens(policy, job["probe"], scorer.tokenizer)
-    prompts = {row["prompt_id"]: row["messages"] for row in pq.read_table(job["prompts"], schema=PROMPTS).to_pylist()}
-    told = reporter(emit, sum(pq.read_metadata(tile["samples"]).num_rows for tile in missing))
-    for tile in missing:
-        samples, _ = read_tile(Path(tile["samples"]), SAMPLES)
+
+    def load() -> tuple[Scorer, bool, dict[str, Any]]:
+        scorer = build(job["reward_model"]).scorer()
+        shared = policy is not None and shares_tokens(policy, job["probe"], scorer.tokenizer)
+        prompts = pq.read_table(job["prompts"], schema=PROMPTS).to_pylist()
+        return scorer, shared, {row["prompt_id"]: row["messages"] for row in prompts}
+
+    def make(loaded: tuple[Scorer, bool, dict[str, Any]], todo: Todo, told: Told) -> Callable[[], bool]:
+        scorer, shared, prompts = loaded
+        samples, ids = read_part(Path(todo.what["samples"]), todo.what["prompt_ids"])
         rows = samples.to_pylist()
         answered = [
             Conversation(
@@ -49,9 +54,20 @@ def main(job: Mapping[str, Any], emit: Emit) -> None:
             )
             for row in rows
         ]
-        scores = scorer(answered, told)
+        scores = scorer(answered, lambda count: told.add(count, count))
         facts = {"truncated": scores.truncated}  # nothing of the clock: a tile made again has the same bytes
-        write_tile(Path(tile["rewards"]), rewards_table(rows, scores), facts)
+        table = rewards_table(rows, scores)
+        return lambda: write_tile(todo.path, table, facts, ids)
+
+    fill(lambda: absent(todos), load, make, emit, job["lease_seconds"], "responses/s")
+
+
+def read_part(path: Path, prompt_ids: list[str] | None) -> tuple[pa.Table, list[str] | None]:
+    """The samples of a tile's named prompts (all of them for None), and the prompt ids of the tile of their rewards."""
+    samples, _ = read_tile(path, SAMPLES)
+    if prompt_ids is None:
+        return samples, read_labels(path)[0]
+    return samples.filter(pc.field("prompt_id").isin(prompt_ids)), prompt_ids
 
 
 def shares_tokens(policy: Model, probe: Mapping[str, Any] | None, tokenizer: Any) -> bool:
@@ -101,20 +117,3 @@ def rewards_table(rows: list[dict[str, Any]], scores: Scores) -> pa.Table:
         },
         schema=REWARDS,
     )
-
-
-def reporter(emit: Emit, total: int) -> Callable[[int], None]:
-    """A function that is told how many responses were scored and passes the sum on, at most once a second."""
-    started = last = time.monotonic()
-    done = 0
-
-    def told(scored: int) -> None:
-        nonlocal done, last
-        done += scored
-        now = time.monotonic()
-        if done == total or now - last > PROGRESS_SECONDS:
-            last = now
-            note = f"{done / (now - started):.1f} responses/s"
-            emit({"progress": {"done": done, "total": total, "unit": "responses", "note": note}})
-
-    return told

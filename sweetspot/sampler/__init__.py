@@ -2,18 +2,22 @@
 
 A tile is `tile_prompts` prompts x `tile_samples` samples and one engine call, so that its batch, and with it its text,
 can be made again. Sample i of prompt p has the seed H(seed, prompt_id) + i: any cut into tiles gives the same seeds, a
-pool of 400 holds the pool of 64, and two top-ups never overlap.
+pool of 400 holds the pool of 64, and two top-ups never overlap. (`VllmSampler.seeding` can trade this for speed.)
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 from pydantic import Field
 
-from sweetspot.component import component, runtime
-from sweetspot.model import Model
+from sweetspot.component import component, field_identity, runtime
+from sweetspot.model import Model, folder_digest
+from sweetspot.store import tile_name
+from sweetspot.tile import Group, cut
 
 SEED_BITS = 62  # seed + sample_index stays within int64
 
@@ -36,7 +40,7 @@ class Engine(Protocol):
 
         Args:
             prompts: token ids of each prompt.
-            seeds: of the first response of each prompt; response i takes seed + i.
+            seeds: of the first response of each prompt, as `Sampler.seeds` gives them.
             n: responses per prompt.
         """
         ...
@@ -60,9 +64,19 @@ class Sampler:
         if self.temperature <= 0:
             raise ValueError(f"temperature must be > 0 to draw distinct responses, got {self.temperature:g}")
 
+    @property
+    def group(self) -> int:
+        """GPUs that share one copy of the model."""
+        return 1
+
     def environment(self) -> dict[str, str]:
         """What the worker needs in its environment before the engine is imported."""
         return {}
+
+    def seeds(self, prompt_ids: Sequence[str], first: int, n: int) -> list[list[int]]:
+        """The seeds of samples [first, first + n) of each prompt."""
+        starts = [stream_seed(self.seed, prompt) + first for prompt in prompt_ids]
+        return [list(range(start, start + n)) for start in starts]
 
     def load(self, model: Model, ends: list[int], pad: int) -> Engine:
         """The model, loaded and ready to sample. Called in the worker only."""
@@ -71,13 +85,44 @@ class Sampler:
 
 @component
 class VllmSampler(Sampler):
-    """vLLM, on GPUs and (its CPU build) on processors."""
+    """vLLM, on GPUs and (its CPU build) on processors.
 
+    `seeding` says how samples are made repeatable. With `request` each has a random stream of its own, so it depends on
+    its seed and, beyond rounding, on nothing else. With `tile` one stream serves the whole engine call, seeded by the
+    tile: the tile comes out the same again, but a sample changes with what it is sampled beside. vLLM draws the noise
+    of requests with streams of their own one after the other, of the others in one call, so `tile` is the faster, the
+    more so the larger the batch and vocabulary; experiments/benchmarks/sampling.py measures by how much.
+    """
+
+    seeding: Literal["request", "tile"]
+    quantization: str | None
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]
+    adapter: str | None
     max_num_seqs: int = runtime(ge=1)
     gpu_memory_utilization: float = runtime(gt=0, le=1)
     kv_cache_gb: int = runtime(ge=1)
+    prefix_caching: bool = runtime()
+    chunked_prefill: bool | None = runtime()
     enforce_eager: bool = runtime()
     tensor_parallel: int = runtime(ge=1)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields, an adapter by the content of its weights."""
+        if self.adapter is not None and not Path(self.adapter).is_dir():
+            raise ValueError(f"sampler.adapter must be the folder of a LoRA adapter, got {self.adapter}")
+        adapter = None if self.adapter is None else folder_digest(Path(self.adapter), "sampler.adapter")
+        return {**field_identity(self), "adapter": adapter}
+
+    @property
+    def group(self) -> int:
+        """GPUs that share one copy of the model."""
+        return self.tensor_parallel
+
+    def seeds(self, prompt_ids: Sequence[str], first: int, n: int) -> list[list[int]]:
+        """The seeds of samples [first, first + n) of each prompt; with seeding=tile that of the tile for all."""
+        if self.seeding == "request":
+            return Sampler.seeds(self, prompt_ids, first, n)
+        return [[stream_seed(self.seed, tile_name(prompt_ids, first))] * n] * len(prompt_ids)
 
     def environment(self) -> dict[str, str]:
         """One process, all given threads, and no call home."""
@@ -113,40 +158,23 @@ class TransformersSampler(Sampler):
         return transformers.load(self, model, ends, pad)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Rows [start, stop) of the prompts and samples [first, first + n) of each: one file, one engine call."""
+def wanted(prompt_ids: Sequence[str], blocks: int | np.ndarray, sampler: Sampler) -> list[Group]:
+    """What the tiles hold that make up a pool.
 
-    name: str
-    start: int
-    stop: int
-    first: int
-    n: int
-
-
-def tiles(prompt_ids: Sequence[str], n_samples: int, sampler: Sampler) -> list[Tile]:
-    """The tiles that hold the first n_samples of each prompt, the first block of all prompts before the second.
-
-    A tile's name is made of the content of its prompt ids and its first sample, so that a smaller prompt set that
-    begins alike shares tiles. The last block is made whole: its samples beyond n_samples wait for a larger n.
+    Args:
+        prompt_ids: of the prompts, in their order.
+        blocks: of `tile_samples` samples, for each prompt [prompts] or the same for all.
     """
-    blocks = range(0, n_samples, sampler.tile_samples)
-    return [tile for first in blocks for tile in _row_of_tiles(prompt_ids, first, sampler)]
+    uneven = np.broadcast_to(np.asarray(blocks), len(prompt_ids))
+    return cut(prompt_ids, uneven, sampler.tile_prompts, sampler.tile_samples)
 
 
-def _row_of_tiles(prompt_ids: Sequence[str], first: int, sampler: Sampler) -> Iterator[Tile]:
-    for start in range(0, len(prompt_ids), sampler.tile_prompts):
-        stop = min(start + sampler.tile_prompts, len(prompt_ids))
-        content = hashlib.sha256(",".join(prompt_ids[start:stop]).encode()).hexdigest()[:16]
-        yield Tile(f"{content}-{first:05d}", start, stop, first, sampler.tile_samples)
+def blocks_for(n_samples: int, sampler: Sampler) -> int:
+    """The blocks that hold the first n_samples. The last is made whole: what is beyond waits for a larger n."""
+    return -(-n_samples // sampler.tile_samples)
 
 
 def stream_seed(seed: int, prompt_id: str) -> int:
     """H(seed, prompt_id): the seed of a prompt's sample 0; sample i has this + i."""
     digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)
-
-
-def tile_config(tile: Tile, path: str) -> dict[str, Any]:
-    """The tile as plain JSON for the worker's job."""
-    return {"path": path, "start": tile.start, "stop": tile.stop, "first": tile.first, "n": tile.n}

@@ -1,6 +1,7 @@
 """The vLLM engine, one code path for GPUs and the CPU build."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,23 @@ def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
     """The engine with the model in memory.
 
     On a processor, blocks are 32 tokens (128 by default, where a short prompt never meets the prefix cache), and a
-    whole tile's prompts fit one step: a request with its own seed cannot be prefilled in parts there.
+    request with its own seed cannot be prefilled in parts.
 
     Raises:
         RuntimeError: when vLLM cannot run on this machine.
+        ValueError: for chunked prefill on a processor with seeding=request.
     """
     _check_machine()
     import torch
     from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
 
     length = sampler.max_prompt_tokens + sampler.max_tokens
     on_cpu = not torch.cuda.is_available()
-    room = sampler.tile_prompts * sampler.max_prompt_tokens
-    cpu: dict[str, Any] = {"block_size": 32, "max_num_batched_tokens": max(16384, length, room)} if on_cpu else {}
+    cpu: dict[str, Any] = {"block_size": 32, "max_num_batched_tokens": max(16384, length)} if on_cpu else {}
+    adapter = None if sampler.adapter is None else LoRARequest("adapter", 1, sampler.adapter)
+    weights: dict[str, Any] = {"quantization": sampler.quantization}
+    weights |= {"enable_lora": True, "max_lora_rank": _rank(adapter.lora_path)} if adapter else {}
     engine: Any = LLM(
         model=model.path,
         revision=model.revision,
@@ -37,18 +42,25 @@ def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
         max_model_len=length,
         max_num_seqs=sampler.max_num_seqs,
         gpu_memory_utilization=sampler.gpu_memory_utilization,
+        enable_prefix_caching=sampler.prefix_caching,
+        enable_chunked_prefill=_chunked(sampler, on_cpu),
         enforce_eager=sampler.enforce_eager,
+        kv_cache_dtype=sampler.kv_cache_dtype,
         tensor_parallel_size=sampler.tensor_parallel,
         generation_config="vllm",
+        **weights,
         **cpu,
     )
 
     def sample(prompts: list[list[int]], seeds: list[int], n: int) -> list[list[Response]]:
         engine.reset_prefix_cache()  # a tile must not depend on the tiles before it
+        own = sampler.seeding == "request"  # vLLM gives response i of a request the seed of its first + i
+        if not own:
+            engine.collective_rpc(_reseed, args=(seeds[0],))
         settings = [
             SamplingParams(
                 n=n,
-                seed=seed,
+                seed=seed if own else None,
                 temperature=sampler.temperature,
                 top_p=sampler.top_p,
                 max_tokens=sampler.max_tokens,
@@ -58,7 +70,8 @@ def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
             )
             for seed in seeds
         ]
-        results = engine.generate([{"prompt_token_ids": ids} for ids in prompts], settings, use_tqdm=False)
+        asked_for = [{"prompt_token_ids": ids} for ids in prompts]
+        results = engine.generate(asked_for, settings, use_tqdm=False, lora_request=adapter)
         for asked, result in zip(prompts, results, strict=True):
             if list(result.prompt_token_ids) != asked:
                 raise RuntimeError("sampler: vLLM changed the prompt's token ids")
@@ -69,6 +82,34 @@ def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
 
 def _response(output: Any) -> Response:
     return Response(list(output.token_ids), output.finish_reason, float(output.cumulative_logprob))
+
+
+def _chunked(sampler: VllmSampler, on_cpu: bool) -> bool | None:
+    """Whether a prompt may be prefilled in parts: as asked, or as the engine does by default where it can.
+
+    The CPU build of vLLM 0.32 stops with "CPU Generator does not use offset" when it cuts a request with its own seed.
+    """
+    if not (on_cpu and sampler.seeding == "request"):
+        return sampler.chunked_prefill
+    if sampler.chunked_prefill:
+        raise ValueError(
+            "sampler.chunked_prefill must be null or false with seeding=request on a processor, where vLLM cannot "
+            "prefill a request with its own seed in parts, got true"
+        )
+    return False
+
+
+def _rank(adapter: str) -> int:
+    """The rank of a LoRA adapter, rounded up to one that vLLM takes."""
+    rank = int(json.loads((Path(adapter) / "adapter_config.json").read_text())["r"])
+    return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)
+
+
+def _reseed(worker: Any, seed: int) -> None:  # noqa: ARG001 - vLLM's signature
+    """Start the random stream of a worker's sampler anew."""
+    import torch
+
+    torch.manual_seed(seed)
 
 
 def _check_machine() -> None:

@@ -7,7 +7,7 @@ rest, and records how much it made and reused. Nothing here imports torch, vLLM 
 from sweetspot.stages.evaluation import Evaluation, evaluate
 from sweetspot.stages.pairs import Pairs, select
 from sweetspot.stages.policy import Policy, log_probabilities, train
-from sweetspot.stages.pool import Rewards, Samples, sample, score
+from sweetspot.stages.pool import Rewards, Samples, sample, score, texts, token_counts
 from sweetspot.stages.run import Run, Stage, prepare
 
 __all__ = [
@@ -24,5 +24,7 @@ __all__ = [
     "sample",
     "score",
     "select",
+    "texts",
+    "token_counts",
     "train",
 ]

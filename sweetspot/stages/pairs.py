@@ -33,7 +33,7 @@ def select(rewards: Rewards, strategy: Strategy, run: Run) -> Pairs:
     """The pairs that the strategy builds from the n rewards of each prompt."""
     started = time.monotonic()
     samples = rewards.samples
-    name = key(strategy, rewards.key, samples.prompt_ids, samples.n_samples)
+    name = key(strategy, rewards.key, samples.prompt_ids, samples.size)
     provenance = {"strategy": to_config(strategy), "rewards": rewards.key, "n_samples": samples.n_samples}
     path = run.store.artefact("pairs", name, provenance) / "pairs.parquet"
     made = bool(run.missing([path], PAIRS))

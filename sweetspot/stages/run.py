@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sweetspot.launch import Launch
 from sweetspot.logger import Sink
 from sweetspot.model import EMBEDDED, Model
 from sweetspot.store import CorruptTileError, Store, read_tile
+from sweetspot.tile import Cover, Group, Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,33 @@ class Run:
         self, title: str, module: str, job: Mapping[str, Any], environment: Mapping[str, str] | None = None
     ) -> None:
         """Run a worker in a process of its own; its metrics go to the logger."""
-        folder = self.folder / "jobs" / f"{len(self.stages):02d}-{title.replace(' ', '-')}"
-        launch.run(module, job, folder, {**self.launch.environment(), **(environment or {})}, self.log.log)
+        own = {**self.launch.environment(), **(environment or {})}
+        launch.run(module, job, self._job_folder(title), own, self.log.log)
+
+    def fill(
+        self,
+        title: str,
+        module: str,
+        job: Mapping[str, Any],
+        missing: int,
+        group: int,
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
+        """Have workers make a pool's missing tiles, together with whoever else is making them.
+
+        Args:
+            missing: tiles; more workers than that are not started.
+            group: GPUs that share one copy of the model.
+
+        Returns:
+            How many tiles this run's workers placed.
+        """
+        workers = [{**own, **(environment or {})} for own in self.launch.workers(group)[:missing]]
+        job = {**job, "lease_seconds": self.launch.lease_seconds}
+        return launch.run_workers(module, job, self._job_folder(title), workers, self.log.log)
+
+    def _job_folder(self, title: str) -> Path:
+        return self.folder / "jobs" / f"{len(self.stages):02d}-{title.replace(' ', '-')}"
 
     def did(self, name: str, unit: str, made: int, reused: int, started: float) -> None:
         """Record and log a finished stage; `started` is of time.monotonic()."""
@@ -63,6 +89,31 @@ class Run:
             if not path.exists():
                 absent.add(path)
         return absent
+
+    def plan(
+        self,
+        cover: Cover,
+        prompt_ids: Sequence[str],
+        groups: Sequence[Group],
+        n: int,
+        pack: int | None,
+        schema: pa.Schema | None,
+    ) -> Plan:
+        """Which tiles of a pool are there and which are missing (`Cover.plan`).
+
+        With `remake_corrupt` and a schema, the tiles that are there are read, and damaged ones are deleted and so are
+        missing too.
+        """
+        while True:
+            try:
+                plan = cover.plan(prompt_ids, groups, n, pack)
+                for tile in plan.present if self.remake_corrupt and schema is not None else ():
+                    read_tile(tile.at(cover.folder), schema)
+                return plan
+            except CorruptTileError as error:
+                if not self.remake_corrupt:
+                    raise
+                error.path.unlink(missing_ok=True)
 
 
 def prepare(part: Any, run: Run) -> Any:
