@@ -189,8 +189,8 @@ def _fault(error: OSError, path: Path) -> StoreError | None:
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return StoreError(
-            f"store: {path.parent} cannot be written ({os.strerror(error.errno)}); what it holds is used as it is, but "
-            f"{path.name} is missing: get the right to write there, or name another folder (store=...)"
+            f"store: {path.parent} cannot be written ({os.strerror(error.errno)}); what it holds can be used, but not "
+            "all that is wanted is there: get the right to write, or name another folder (store=...)"
         )
     return None
 

@@ -2,19 +2,23 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sweetspot.lease import Watch
 from sweetspot.schema import REWARDS
-from sweetspot.store import CorruptTileError, Store, StoreError, read_tile, write_tile
+from sweetspot.store import CorruptTileError, Store, StoreError, read_labels, read_tile, tile_name, write_tile
 
 
 def rows(values: list[float]) -> pa.Table:
@@ -73,6 +77,84 @@ def test_a_tile_of_another_schema_is_refused(tmp_path: Path) -> None:
     write_tile(tmp_path / "a.parquet", pa.table({"prompt_id": ["p"]}), {})
     with pytest.raises(CorruptTileError, match="columns"):
         read_tile(tmp_path / "a.parquet", REWARDS)
+
+
+IDS = ["p", "q", "r"]
+
+
+def named(folder: Path, places: list[tuple[str, int]], ids: list[str] = IDS, first: int = 4) -> Path:
+    """A tile that names its prompts, with a row for each place."""
+    path = folder / f"{tile_name(IDS, first)}.parquet"
+    table = [{"prompt_id": name, "sample_index": index, "reward": 0.5} for name, index in places]
+    write_tile(path, pa.Table.from_pylist(table, schema=REWARDS), {"truncated": 1}, ids)
+    return path
+
+
+@pytest.mark.parametrize(
+    "places", [[], [("p", 4), ("p", 5), ("q", 4), ("q", 5), ("r", 4)], [("p", 4), ("r", 4)], [("r", 4), ("r", 5)]]
+)
+def test_a_tile_that_names_its_prompts_may_lack_the_rows_of_some(tmp_path: Path, places: list[tuple[str, int]]) -> None:
+    path = named(tmp_path, places)
+    assert read_tile(path, REWARDS)[0].num_rows == len(places)
+    assert read_tile(path, REWARDS, ["prompt_id", "sample_index"])[0].num_columns == 2
+    assert read_labels(path) == (IDS, {"truncated": 1})
+
+
+@pytest.mark.parametrize(
+    ("places", "ids", "told"),
+    [
+        ([("p", 4)], ["p", "q"], "prompt ids are not those of its name"),
+        ([("x", 4)], IDS, "not those of its prompts in their order"),
+        ([("q", 4), ("p", 4)], IDS, "not those of its prompts in their order"),
+        ([("p", 4), ("q", 4), ("p", 5)], IDS, "not those of its prompts in their order"),
+        ([("p", 5), ("p", 6)], IDS, "do not follow one another from 4"),
+        ([("p", 4), ("p", 6)], IDS, "do not follow one another from 4"),
+        ([("p", 4), ("p", 4)], IDS, "do not follow one another from 4"),
+        ([("p", 5), ("p", 4)], IDS, "do not follow one another from 4"),
+    ],
+)
+def test_rows_that_are_not_those_of_the_tile_are_found(
+    tmp_path: Path, places: list[tuple[str, int]], ids: list[str], told: str
+) -> None:
+    with pytest.raises(CorruptTileError, match=told):
+        read_tile(named(tmp_path, places, ids), REWARDS)
+
+
+def read_and_write(root: Path, told: Any) -> None:
+    """What a process does that may only read; another user where this one is root, whom permissions do not stop."""
+    if os.getuid() == 0:
+        os.setuid(65534)
+    folder = Store(root).artefact("rewards", "abc", {})
+    lines = [str(read_tile(folder / "there.parquet", REWARDS)[0]["reward"].to_pylist())]
+    lines.append(str(write_tile(folder / "there.parquet", rows([2.0]), {})))
+    new = folder / "new.parquet"
+    for attempt in (lambda: write_tile(new, rows([1.0]), {}), lambda: Watch(60).claim(new, None)):
+        try:
+            attempt()
+        except StoreError as error:
+            lines.append(str(error))
+    told.send(lines)
+
+
+def test_a_read_only_store_gives_what_it_has_and_says_what_to_do_about_the_rest() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch) / "store"
+        folder = Store(root).artefact("rewards", "abc", {})
+        write_tile(folder / "there.parquet", rows([1.5]), {})
+        Path(scratch).chmod(0o755)
+        folder.chmod(0o555)
+        context = multiprocessing.get_context("fork")
+        here, there = context.Pipe()
+        reader = context.Process(target=read_and_write, args=(root, there))
+        reader.start()
+        assert here.poll(30)
+        told = here.recv()
+        reader.join()
+        folder.chmod(0o755)
+    assert told[:2] == ["[1.5]", "False"]
+    assert len(told) == 4
+    for line in told[2:]:
+        assert line.startswith(f"store: {folder} cannot be written (Permission denied); what it holds can be used")
 
 
 def test_a_full_disk_says_so_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,9 +41,8 @@ def main() -> None:
         what, folder, prompts = arguments.measure
         measure(what, Path(folder), int(prompts), arguments.n)
         return
-    print(
-        f"{'prompts x n':>14} {'tiles':>6} {'written':>9}   {'list':>10} {'':>8} {'cut otherwise':>13} {'':>5} {'matrix':>12}"
-    )
+    heads = ["prompts x n", "tiles", "written", "list", "list, cut otherwise", "matrix"]
+    print("{:>14} {:>6} {:>9} {:>19} {:>19} {:>19}".format(*heads))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         for share in arguments.shares:
             prompts = arguments.prompts // share
@@ -51,7 +50,7 @@ def main() -> None:
             tiles = write(folder, prompts, arguments.n)
             written = time.perf_counter() - started
             found = [_apart(what, folder, prompts, arguments.n) for what in ("list", "others", "matrix")]
-            columns = " ".join(f"{seconds:8.2f} s {mb:5.0f} MB" for seconds, mb in found)
+            columns = " ".join(f"{seconds:8.2f} s {mb:5.0f} MB" for seconds, mb in found)  # 19 wide
             print(f"{prompts:>8} x {arguments.n} {tiles:>6} {written:>7.0f} s {columns}", flush=True)
 
 

@@ -13,27 +13,31 @@ WAY_OUT = "run with sampler=transformers"
 
 
 def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
-    """The engine with the model in memory.
-
-    On a processor, blocks are 32 tokens (128 by default, where a short prompt never meets the prefix cache), and a
-    request with its own seed cannot be prefilled in parts.
+    """vLLM with the model in memory, ready to sample.
 
     Raises:
         RuntimeError: when vLLM cannot run on this machine.
         ValueError: for chunked prefill on a processor with seeding=request.
     """
+    return sampling(open_engine(sampler, model), sampler, ends)
+
+
+def open_engine(sampler: VllmSampler, model: Model) -> Any:
+    """The vLLM engine with the sampler's settings.
+
+    On a processor, blocks are 32 tokens (128 by default, where a short prompt never meets the prefix cache), and a
+    request with its own seed cannot be prefilled in parts.
+    """
     _check_machine()
     import torch
-    from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
+    from vllm import LLM
 
     length = sampler.max_prompt_tokens + sampler.max_tokens
     on_cpu = not torch.cuda.is_available()
     cpu: dict[str, Any] = {"block_size": 32, "max_num_batched_tokens": max(16384, length)} if on_cpu else {}
-    adapter = None if sampler.adapter is None else LoRARequest("adapter", 1, sampler.adapter)
     weights: dict[str, Any] = {"quantization": sampler.quantization}
-    weights |= {"enable_lora": True, "max_lora_rank": _rank(adapter.lora_path)} if adapter else {}
-    engine: Any = LLM(
+    weights |= {"enable_lora": True, "max_lora_rank": _rank(sampler.adapter)} if sampler.adapter else {}
+    return LLM(
         model=model.path,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
@@ -51,6 +55,14 @@ def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
         **weights,
         **cpu,
     )
+
+
+def sampling(engine: Any, sampler: VllmSampler, ends: list[int]) -> Engine:
+    """The engine as one that samples tiles."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    adapter = None if sampler.adapter is None else LoRARequest("adapter", 1, sampler.adapter)
 
     def sample(prompts: list[list[int]], seeds: list[int], n: int) -> list[list[Response]]:
         engine.reset_prefix_cache()  # a tile must not depend on the tiles before it

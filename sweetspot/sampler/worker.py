@@ -29,10 +29,24 @@ def main(job: dict[str, Any], emit: Emit) -> None:
     """
     model: Model = build(job["model"])
     sampler: Sampler = build(job["sampler"])
+    tokenizer = load_tokenizer(model)
+
+    def load() -> Engine:
+        probe = Probe.of(model, tokenizer)
+        check_probe(probe)
+        write_text(Path(job["probe"]), json.dumps(dataclasses.asdict(probe)) + "\n")
+        return sampler.load(model, end_ids(model, tokenizer), int(tokenizer.pad_token_id or 0))
+
+    make_tiles(job, model, sampler, tokenizer, load, emit)
+
+
+def make_tiles(
+    job: dict[str, Any], model: Model, sampler: Sampler, tokenizer: Any, load: Callable[[], Engine], emit: Emit
+) -> None:
+    """Make tiles of the job with the engine that `load` gives until none is missing."""
     prompts = pq.read_table(job["prompts"])
     names: list[str] = prompts["prompt_id"].to_pylist()
     groups, cover = wanted(names, job["blocks"], sampler), Cover(Path(job["folder"]))
-    tokenizer = load_tokenizer(model)
 
     def missing() -> list[Todo]:
         plan = cover.plan(names, groups, sampler.tile_samples, pack=sampler.tile_prompts)
@@ -40,12 +54,6 @@ def main(job: dict[str, Any], emit: Emit) -> None:
             Todo(tile.at(cover.folder), len(tile.rows) * tile.n, tile, [names[row] for row in tile.rows])
             for tile in plan.missing
         ]
-
-    def load() -> Engine:
-        probe = Probe.of(model, tokenizer)
-        check_probe(probe)
-        write_text(Path(job["probe"]), json.dumps(dataclasses.asdict(probe)) + "\n")
-        return sampler.load(model, end_ids(model, tokenizer), int(tokenizer.pad_token_id or 0))
 
     def make(engine: Engine, todo: Todo, told: Told) -> Callable[[], bool]:
         rows = prompts.take(list(todo.what.rows)).to_pylist()
