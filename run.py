@@ -62,6 +62,7 @@ class Settings:
     rounds: int = Field(ge=1)
     until: Literal["sample", "score", "select", "train", "evaluate"]
     store: str = Field(min_length=1)
+    ignore_duplicates: bool
     remake_corrupt: bool
 
     def __post_init__(self) -> None:
@@ -155,7 +156,7 @@ def _stages(settings: Settings, train: pa.Table, held_out: pa.Table, run: Run, f
         found["rewards"] = manifests.of_rewards(rewards, str(names.get("reward_model", "selecting")))
         if not settings.reaches("select"):
             return
-        pairs = stages.select(rewards, settings.strategy, run)
+        pairs = stages.select(rewards, settings.strategy, settings.ignore_duplicates, run)
         found["pairs"] = manifests.of_pairs(pairs, _strategy_name(settings.strategy))
         if not settings.reaches("train"):
             return

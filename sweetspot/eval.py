@@ -101,8 +101,3 @@ def distinct(responses: Sequence[str], size: int = 2) -> float:
     words = [response.split() for response in responses]
     grams = [tuple(row[at : at + size]) for row in words for at in range(len(row) - size + 1)]
     return len(set(grams)) / len(grams) if grams else float("nan")
-
-
-def duplicate_rate(keys: Sequence[tuple[str, str]]) -> float:
-    """The share of responses that repeat an earlier response to the same prompt; `keys` are (prompt_id, response)."""
-    return 1 - len(set(keys)) / len(keys) if keys else float("nan")

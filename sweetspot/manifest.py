@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from sweetspot.component import json_values
+from sweetspot.component import json_values, key
 from sweetspot.distribution import moments, normality
-from sweetspot.eval import duplicate_rate
+from sweetspot.duplicates import duplicates
 from sweetspot.stages import Pairs, Policy, Rewards, Run, Samples
 from sweetspot.store import library_versions
 
@@ -39,22 +39,25 @@ def of_run(run: Run, config: Mapping[str, Any], command: str, started: datetime)
 
 
 def of_samples(samples: Samples) -> dict[str, Any]:
-    """Counts, lengths and the rate of duplicates of a pool's first n samples."""
+    """Counts, lengths and duplicates of a pool's first n samples."""
     table = samples.read()
     lengths = table["n_tokens"].to_numpy()
     reasons = table["finish_reason"].to_pylist()
-    responses = list(zip(table["prompt_id"].to_pylist(), table["response"].to_pylist(), strict=True))
+    copies = duplicates(table["prompt_id"].to_pylist(), table["response"].to_pylist())
     return {
         "key": samples.key,
         "folder": f"samples/{samples.key}",
-        "prompts": f"prompts/{samples.prompts_path.name}",
+        "prompts": f"prompts/{key(samples.prompt_ids)}.parquet",
         "tiles": [tile.name for tile in samples.tiles],
         "n_samples": samples.n_samples,
         "n_prompts": samples.prompts.num_rows,
+        "drawn": table.num_rows,
         "tokens": int(lengths.sum()),
         "mean_tokens": float(lengths.mean()) if len(lengths) else math.nan,
         "cut_share": reasons.count("length") / len(reasons) if reasons else math.nan,
-        "duplicate_rate": duplicate_rate(responses),
+        "duplicate_rate": copies.exact_rate,
+        "near_duplicate_rate": copies.near_rate,
+        "effective_samples": _mean(copies.effective),
         "set_aside": samples.set_aside(),
     }
 
@@ -89,6 +92,7 @@ def of_pairs(pairs: Pairs, strategy: str) -> dict[str, Any]:
         "strategy": strategy,
         "kept": table.num_rows,
         "dropped": {reason: len(names) for reason, names in pairs.dropped.items()},
+        "ignored_duplicates": pairs.ignored,
         "chosen_z": mean["chosen_z"],
         "rejected_z": mean["rejected_z"],
         "margin": mean["chosen_reward"] - mean["rejected_reward"],
