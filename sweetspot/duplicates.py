@@ -39,7 +39,7 @@ class Duplicates:
 
     @property
     def near_rate(self) -> float:
-        """The share of all responses that repeat an earlier near-equal one to the same prompt; NaN without responses."""
+        """The share of all responses that repeat an earlier one to the same prompt in letters and digits; or NaN."""
         return _weighted(self.near, self.responses)
 
 

@@ -62,8 +62,10 @@ def read_scored(store: Path, samples: Mapping[str, Any], rewards: Mapping[str, A
         table, _ = read_tile(store / rewards["folder"] / f"{name}.parquet", REWARDS)
         table = table.filter(pc.field("sample_index") < samples["n_samples"])
         names = table["prompt_id"].combine_chunks().dictionary_encode()
-        rows = np.array([row_of[name] for name in names.dictionary.to_pylist()], dtype=np.intp)
-        matrix[rows[names.indices.to_numpy()], table["sample_index"].to_numpy()] = table["reward"].to_numpy()
+        rows = np.array([row_of.get(name, -1) for name in names.dictionary.to_pylist()], dtype=np.intp)
+        rows = rows[names.indices.to_numpy()]
+        ours = rows >= 0  # an imported tile may hold prompts beyond the run's
+        matrix[rows[ours], table["sample_index"].to_numpy()[ours]] = table["reward"].to_numpy()[ours]
     of = moments(matrix)
     return Scored(ids, matrix, (matrix - of.mean[:, None]) / of.sd[:, None])
 
@@ -124,10 +126,10 @@ def read_shown(store: Path, found: Mapping[str, Any], scored: Scored | None) -> 
         return []
     table, _ = read_tile(store / samples["folder"] / f"{samples['tiles'][0]}.parquet", SAMPLES)
     rows = table.select(["prompt_id", "sample_index", "response"]).to_pylist()
-    ids = list(dict.fromkeys(row["prompt_id"] for row in rows))
-    wanted = [ids[number] for number in _spaced(len(ids))]
     prompts, _ = read_tile(store / samples["prompts"], PROMPTS)
     at = {name: row for row, name in enumerate(prompts["prompt_id"].to_pylist())}
+    ids = list(dict.fromkeys(row["prompt_id"] for row in rows if row["prompt_id"] in at))
+    wanted = [ids[number] for number in _spaced(len(ids))]
     messages = prompts["messages"].take([at[name] for name in wanted]).to_pylist()
     return [_shown_samples(name, turns, rows, scored) for name, turns in zip(wanted, messages, strict=True)]
 

@@ -89,7 +89,8 @@ def _samples(found: Facts, _: Facts) -> tuple[str, list[tuple[str, str]]]:
         ("prompts", count(found["n_prompts"]) + (f", {count(aside)} set aside as too long" if aside else "")),
         (
             "samples",
-            f"{count(found['drawn'])}, {count(found['n_samples'])} a prompt, {percent(found['duplicate_rate'])} duplicates",
+            f"{count(found['drawn'])}, {count(found['n_samples'])} a prompt, "
+            f"{percent(found['duplicate_rate'])} duplicates",
         ),
         (
             "distinct",

@@ -5,6 +5,7 @@ rest, and records how much it made and reused. Nothing here imports torch, vLLM 
 """
 
 from sweetspot.stages.evaluation import Evaluation, evaluate
+from sweetspot.stages.imported import imported
 from sweetspot.stages.pairs import Pairs, select
 from sweetspot.stages.policy import Policy, log_probabilities, train
 from sweetspot.stages.pool import Rewards, Samples, sample, score
@@ -19,6 +20,7 @@ __all__ = [
     "Samples",
     "Stage",
     "evaluate",
+    "imported",
     "log_probabilities",
     "prepare",
     "sample",

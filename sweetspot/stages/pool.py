@@ -47,9 +47,10 @@ class Samples:
         return self.folder / f"{tile.name}.parquet"
 
     def read(self) -> pa.Table:
-        """The SAMPLES rows with sample_index below n."""
+        """The SAMPLES rows of the prompts with sample_index below n."""
         table = pa.concat_tables([read_tile(self.path(tile), SAMPLES)[0] for tile in self.tiles])
-        return table.filter(pc.field("sample_index") < self.n_samples)
+        ours = pc.field("prompt_id").isin(self.prompts["prompt_id"].combine_chunks())  # an imported tile may hold more
+        return table.filter(ours & (pc.field("sample_index") < self.n_samples))
 
     def set_aside(self) -> dict[str, int]:
         """The prompts that did not fit the model's context, with their lengths in tokens."""
@@ -76,8 +77,10 @@ class Rewards:
         for tile in self.samples.tiles:
             table, _ = read_tile(self.path(tile), REWARDS)
             table = table.filter(pc.field("sample_index") < self.samples.n_samples)
-            rows = pc.call_function("index_in", [table["prompt_id"]], pc.SetLookupOptions(ids)).to_numpy()
-            matrix[rows, table["sample_index"].to_numpy()] = table["reward"].to_numpy()
+            rows = pc.call_function("index_in", [table["prompt_id"]], pc.SetLookupOptions(ids))
+            if rows.null_count:  # an imported tile may hold prompts beyond the run's
+                table, rows = table.filter(rows.is_valid()), rows.drop_null()
+            matrix[rows.to_numpy(), table["sample_index"].to_numpy()] = table["reward"].to_numpy()
         return matrix
 
 
