@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
@@ -185,3 +186,9 @@ def read_tile(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
 
 def _corrupt(path: Path, reason: str) -> str:
     return f"store: {path} is corrupt ({reason}); run again with remake_corrupt=true to delete and remake it"
+
+
+if __name__ == "__main__":  # python -m sweetspot.store: a command on top of the house, like run.py
+    from sweetspot.exchange import command
+
+    sys.exit(command.main())
