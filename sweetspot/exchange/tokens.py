@@ -66,12 +66,16 @@ class Tokens:
             if text.startswith(before) and text.endswith(after) and len(text) > len(before) + len(after):
                 content = text[len(before) : len(text) - len(after)].strip()
                 messages = messages_of([*frame.system, {"role": "user", "content": content}], where)
-                if _render(self.tokenizer, messages).strip() == text:
+                one_turn = after not in content and not any(token in content for token in self._control())
+                if one_turn and _render(self.tokenizer, messages).strip() == text:
                     return messages
         raise ValueError(
             f"{where}: the prompt must be one turn of the user as the chat template of --model renders it, "
             f"got {str(value)[:60]!r}"
         )
+
+    def _control(self) -> list[str]:
+        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
 
     def fault(self, responses: Sequence[str]) -> str | None:
         """What is wrong with responses of which one ends with the end-of-turn token spelled out, to be trained on as
