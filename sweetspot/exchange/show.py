@@ -20,6 +20,7 @@ TITLES = {
     "pairs": ["key", "strategy", "n", "rewards", "pairs", "size", "age"],
     "policies": ["key", "start", "pairs", "size", "age"],
 }
+WIDE = 400  # columns where the output is no terminal, so that no path is broken
 NUMBERS = ("prompts", "n", "tokens", "size", "age")
 
 
@@ -107,8 +108,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
         table.add_column(name.replace("_", " "), justify="right" if name in NUMBERS else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in columns))
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 400)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
 def _cell(value: Any) -> str:
