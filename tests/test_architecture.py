@@ -81,12 +81,3 @@ def test_the_light_part_loads_nothing_heavy(module: str) -> None:
 def test_no_file_passes_300_lines() -> None:
     long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in [*modules(), ROOT / "run.py"]}
     assert {name: lines for name, lines in long.items() if lines > 300} == {}
-
-
-def test_the_store_executes_nothing() -> None:
-    banned = ("pickle", "torch.load", "eval(", "exec(")
-    text = {path: path.read_text() for path in modules()}
-    found = [
-        (path.name, word) for path, code in text.items() for word in banned if f" {word}" in code.replace("\n", " ")
-    ]
-    assert found == []

@@ -32,6 +32,7 @@ def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
         model=model.path,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
+        load_format="safetensors",  # pickled weights could run code
         dtype=sampler.dtype,
         seed=sampler.seed,
         max_model_len=length,
