@@ -1,4 +1,4 @@
-"""Nothing in the store is executed: no pickle, weights as safetensors alone, remote code only by a config's own word."""
+"""Nothing in the store is executed: no pickle, safetensors alone, remote code only where a config asks for it."""
 
 import ast
 import pickle
