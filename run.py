@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import hydra
-import pyarrow as pa
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -25,14 +24,14 @@ from rich.console import Console
 from sweetspot import manifest as manifests
 from sweetspot import report, stages
 from sweetspot.component import build, component, explain
-from sweetspot.data import Data
+from sweetspot.data import Data, Imported, Prompts
 from sweetspot.distribution import indistinct
 from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.eval import HeldOut
 from sweetspot.launch import Launch, WorkerError
 from sweetspot.logger import Logger
 from sweetspot.model import Model
-from sweetspot.reward_model import RewardModel
+from sweetspot.reward_model import ImportedReward, RewardModel
 from sweetspot.sampler import Sampler
 from sweetspot.stages import Run
 from sweetspot.store import Store, StoreError
@@ -62,6 +61,7 @@ class Settings:
     rounds: int = Field(ge=1)
     until: Literal["sample", "score", "select", "train", "evaluate"]
     store: str = Field(min_length=1)
+    ignore_duplicates: bool
     remake_corrupt: bool
 
     def __post_init__(self) -> None:
@@ -71,6 +71,11 @@ class Settings:
         needed = getattr(self.strategy, "minimum_samples", 2)
         if self.n_samples < needed:
             raise ValueError(f"n_samples must be >= {needed} for the strategy's positions, got {self.n_samples}")
+        if isinstance(self.reward_model, ImportedReward) and (self.rounds > 1 or not isinstance(self.data, Imported)):
+            raise ValueError(
+                "reward_model=imported scores the samples of data=imported alone, so that rounds must be 1; got "
+                f"data {type(self.data).__name__}, rounds {self.rounds}"
+            )
         if self.rounds > 1 and not self.reaches("train"):
             raise ValueError(f"until must be train or evaluate when rounds is {self.rounds}, got {self.until}")
 
@@ -128,7 +133,7 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     for warning in facts["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
     try:
-        _stages(settings, prompts.train, prompts.held_out, run, facts)
+        _stages(settings, prompts, run, facts)
     finally:
         manifest = {**manifests.of_run(run, config, command, started), **facts}
         manifests.write(written, manifest)
@@ -139,16 +144,19 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     return written
 
 
-def _stages(settings: Settings, train: pa.Table, held_out: pa.Table, run: Run, facts: dict[str, Any]) -> None:
+def _stages(settings: Settings, prompts: Prompts, run: Run, facts: dict[str, Any]) -> None:
     """The paper's figure 1, once a round; what each stage found goes into the facts as soon as it is known."""
     start: Model = stages.prepare(settings.model, run)
     reward_model: RewardModel = stages.prepare(settings.reward_model, run)
     model = start
     names = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    for _ in range(settings.rounds):
+    for turn in range(settings.rounds):
         found: dict[str, Any] = {}
         facts["rounds"].append(found)
-        samples = stages.sample(train, model, settings.sampler, settings.n_samples, run)
+        if turn == 0 and prompts.pool is not None:
+            samples = stages.imported(prompts.pool, prompts.train, model, settings.n_samples, run)
+        else:
+            samples = stages.sample(prompts.train, model, settings.sampler, settings.n_samples, run)
         found["samples"] = manifests.of_samples(samples)
         if not settings.reaches("score"):
             return
@@ -156,7 +164,7 @@ def _stages(settings: Settings, train: pa.Table, held_out: pa.Table, run: Run, f
         found["rewards"] = manifests.of_rewards(rewards, str(names.get("reward_model", "selecting")))
         if not settings.reaches("select"):
             return
-        pairs = stages.select(rewards, settings.strategy, run)
+        pairs = stages.select(rewards, settings.strategy, settings.ignore_duplicates, run)
         found["pairs"] = manifests.of_pairs(pairs, _strategy_name(settings.strategy))
         if not settings.reaches("train"):
             return
@@ -167,8 +175,9 @@ def _stages(settings: Settings, train: pa.Table, held_out: pa.Table, run: Run, f
         model = policy.model
     if settings.reaches("evaluate"):
         judged = stages.prepare(settings.eval, run)
-        selecting = (facts["rounds"][-1]["rewards"]["reward_model"], reward_model)
-        result = stages.evaluate(model, start, held_out, settings.sampler, judged, selecting, settings.dpo, run)
+        name = facts["rounds"][-1]["rewards"]["reward_model"]
+        selecting = None if isinstance(reward_model, ImportedReward) else (name, reward_model)
+        result = stages.evaluate(model, start, prompts.held_out, settings.sampler, judged, selecting, settings.dpo, run)
         facts["evaluation"] = {"key": result.key, "path": result.path, **result.metrics}
 
 

@@ -5,15 +5,15 @@ The life of a prompt, one stage a line (`sweetspot.stages`, called by run.py):
 
     samples = sample(prompts, model, sampler, n_samples, run)         tiles of the shared pool that are missing
     rewards = score(samples, reward_model, run)                       one float a sample
-    pairs   = select(rewards, strategy, run)                          pure: rewards [prompts, n] -> pairs
+    pairs   = select(rewards, strategy, ignore_duplicates, run)       pure: rewards [prompts, n] -> pairs
     policy  = train(pairs, start, reference, dpo, deepspeed, ...)     a policy is a Model again
     result  = evaluate(policy, start, held_out, sampler, eval, ...)   sampling again, other prompts, and judging
     report  = report.write(manifest)                                  from the manifest and the store alone
 
 The floors; an import only points down:
 
-    run.py, report, manifest
+    run.py, report, manifest, exchange (python -m sweetspot.store)
     stages
     sampler, reward_model, trainer, logprob, embedded, dpo, eval, data
-    component, schema, store, launch, logger, model, strategy, distribution, losses
+    component, schema, store, launch, logger, model, strategy, distribution, duplicates, losses
 """

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from sweetspot.component import component
+from sweetspot.component import component, runtime
 from sweetspot.schema import PROMPTS, prompt_id
 
+IMPORTED_BLOCK = 64  # samples per prompt in a tile of an imported pool
+IMPORTED_PROMPTS = "prompts.parquet"  # beside the tiles of an imported pool: its prompts, in the tiles' order
 ROLES = ("system", "user", "assistant")
 Row = tuple[str, list[dict[str, str]]]  # source, messages
 
@@ -25,11 +27,13 @@ class Prompts:
         train: PROMPTS table that pairs are made of.
         held_out: PROMPTS table that only evaluation sees.
         duplicates: rows left out because an earlier row, or a held-out one, has the same messages.
+        pool: key of the imported pool that holds the samples of `train`; None where they are to be drawn.
     """
 
     train: pa.Table
     held_out: pa.Table
     duplicates: int
+    pool: str | None = None
 
 
 @runtime_checkable
@@ -81,14 +85,40 @@ class LocalFile:
         Raises:
             ValueError: for a missing file, an unknown ending, or a bad row, which is named by its line.
         """
-        rows = list(_read(self.path, "data.path"))
-        if self.held_out_path is not None:
-            held_out = list(_read(self.held_out_path, "data.held_out_path"))
-            return _prompts(rows, held_out, self.limit, self.held_out_limit)
-        bound = int(self.held_out_share * 2**64)
-        held_out = [row for row in rows if int(prompt_id(row[1]), 16) < bound]
-        train = [row for row in rows if int(prompt_id(row[1]), 16) >= bound]
+        train, held_out = _parts(list(_read(self.path, "data.path")), self.held_out_path, self.held_out_share)
         return _prompts(train, held_out, self.limit, self.held_out_limit)
+
+
+@component
+class Imported:
+    """The prompts of a pool that `python -m sweetspot.store import` made; its responses are the run's samples.
+
+    The held-out part is a second file, or a fixed share of the pool's prompts, whose responses are then not used.
+    """
+
+    version: ClassVar[int] = 1
+    store: str = runtime(min_length=1)
+    pool: str = Field(min_length=1)
+    held_out_path: str | None
+    held_out_share: float = Field(ge=0, lt=1)
+    limit: int | None = Field(ge=1)
+    held_out_limit: int | None = Field(ge=1)
+
+    def load(self) -> Prompts:
+        """The prompts of the pool.
+
+        Raises:
+            ValueError: when the store has no such imported pool.
+        """
+        file = Path(self.store) / "samples" / self.pool / IMPORTED_PROMPTS
+        if not file.is_file():
+            raise ValueError(
+                f"data.pool must be the key of an imported pool, which `python -m sweetspot.store --store {self.store} "
+                f"ls` lists, got {self.pool}"
+            )
+        rows = [(row["source"], row["messages"]) for row in pq.read_table(file, schema=PROMPTS).to_pylist()]
+        train, held_out = _parts(rows, self.held_out_path, self.held_out_share)
+        return dataclasses.replace(_prompts(train, held_out, self.limit, self.held_out_limit), pool=self.pool)
 
 
 @component
@@ -117,7 +147,16 @@ class UltraFeedback:
             rows = rows.shuffle(seed=self.shuffle_seed)
         for number, row in enumerate(rows):
             where = f"data.path: {self.path} {split} row {number}"
-            yield f"{self.path}:{split}:{number}", _messages(row["chosen"][:-1], where)
+            yield f"{self.path}:{split}:{number}", messages_of(row["chosen"][:-1], where)
+
+
+def _parts(rows: list[Row], held_out_path: str | None, held_out_share: float) -> tuple[list[Row], list[Row]]:
+    """The rows to train on and those held out: a second file, or a share of the rows by the hash of the messages."""
+    if held_out_path is not None:
+        return rows, list(_read(held_out_path, "data.held_out_path"))
+    bound = int(held_out_share * 2**64)
+    held_out = [row for row in rows if int(prompt_id(row[1]), 16) < bound]
+    return [row for row in rows if int(prompt_id(row[1]), 16) >= bound], held_out
 
 
 def _prompts(train: Sequence[Row], held_out: Sequence[Row], limit: int | None, held_out_limit: int | None) -> Prompts:
@@ -153,7 +192,7 @@ def _read(path: str, at: str) -> Iterator[Row]:
         where = f"{at}: {path} line {number}"
         if not isinstance(row, dict) or not ({"messages", "prompt"} & row.keys()):
             raise ValueError(f"{where} must be an object with `messages` or `prompt`, got {str(row)[:80]}")
-        yield f"{file.name}:{number}", _messages(row.get("messages", row.get("prompt")), where)
+        yield f"{file.name}:{number}", messages_of(row.get("messages", row.get("prompt")), where)
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, Any]]:
@@ -174,7 +213,7 @@ def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
     yield from enumerate(rows, start=1)
 
 
-def _messages(value: Any, where: str) -> list[dict[str, str]]:
+def messages_of(value: Any, where: str) -> list[dict[str, str]]:
     """The messages of a row; plain text is one turn of the user."""
     turns: Any = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(turns, list) or not turns:

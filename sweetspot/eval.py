@@ -101,15 +101,3 @@ def distinct(responses: Sequence[str], size: int = 2) -> float:
     words = [response.split() for response in responses]
     grams = [tuple(row[at : at + size]) for row in words for at in range(len(row) - size + 1)]
     return len(set(grams)) / len(grams) if grams else float("nan")
-
-
-def duplicate_rate(texts: np.ndarray) -> float:
-    """The share of responses that repeat an earlier response to the same prompt.
-
-    Args:
-        texts: [prompts, n] integers, equal where the texts are; negative where there is no response.
-    """
-    ordered = np.sort(texts, axis=1)
-    repeats = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    drawn = int((texts >= 0).sum())
-    return int(repeats.sum()) / drawn if drawn else float("nan")

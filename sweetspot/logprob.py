@@ -78,6 +78,7 @@ def load_network(model: Model, dpo: DPO) -> Any:
         model.path,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
+        use_safetensors=True,
         dtype=getattr(torch, dpo.dtype),
     )
     return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()

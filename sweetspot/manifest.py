@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from sweetspot.component import json_values
+from sweetspot.component import json_values, key
 from sweetspot.distribution import moments, normality
-from sweetspot.eval import duplicate_rate
-from sweetspot.stages import Pairs, Policy, Rewards, Run, Samples, texts, token_counts
+from sweetspot.duplicates import duplicates
+from sweetspot.stages import Pairs, Policy, Rewards, Run, Samples, text_codes, token_counts
 from sweetspot.store import library_versions
 
 VERSION = 1
@@ -39,23 +39,27 @@ def of_run(run: Run, config: Mapping[str, Any], command: str, started: datetime)
 
 
 def of_samples(samples: Samples) -> dict[str, Any]:
-    """Counts, lengths and the rate of duplicates of a pool's first n samples."""
+    """Counts, lengths and duplicates of a pool's first n samples."""
     tokens = drawn = cut = 0
     for table, _ in samples.each(["n_tokens", "finish_reason"]):
         drawn += table.num_rows
         tokens += int(table["n_tokens"].to_numpy().sum())
         cut += table["finish_reason"].to_pylist().count("length")
+    copies = duplicates(*text_codes(samples))
     return {
         "key": samples.key,
         "folder": f"samples/{samples.key}",
-        "prompts": f"prompts/{samples.prompts_path.name}",
+        "prompts": f"prompts/{key(samples.prompt_ids)}.parquet",
         "tiles": [tile.name for tile in samples.tiles],
         "n_samples": samples.n_samples,
         "n_prompts": samples.prompts.num_rows,
+        "drawn": drawn,
         "tokens": tokens,
         "mean_tokens": tokens / drawn if drawn else math.nan,
         "cut_share": cut / drawn if drawn else math.nan,
-        "duplicate_rate": duplicate_rate(texts(samples)),
+        "duplicate_rate": copies.exact_rate,
+        "near_duplicate_rate": copies.near_rate,
+        "effective_samples": _mean(copies.effective),
         "set_aside": samples.set_aside(),
     }
 
@@ -91,6 +95,7 @@ def of_pairs(pairs: Pairs, strategy: str) -> dict[str, Any]:
         "strategy": strategy,
         "kept": table.num_rows,
         "dropped": {reason: len(names) for reason, names in pairs.dropped.items()},
+        "ignored_duplicates": pairs.ignored,
         "chosen_z": mean["chosen_z"],
         "rejected_z": mean["rejected_z"],
         "margin": mean["chosen_reward"] - mean["rejected_reward"],

@@ -69,17 +69,21 @@ def folder_digest(folder: Path, at: str = "model.path") -> str:
     """SHA-256 over the files that make the model (configs, tokenizer, weights), by name and content.
 
     A folder that this project made carries its digest in `fingerprint.json`, so that its weights are read only once.
+
+    Raises:
+        ValueError: when the folder is no model, or its weights are pickled (pytorch_model.bin) and so could run code.
     """
     recorded = folder / FINGERPRINT
     if recorded.exists():
         return json.loads(recorded.read_text())["content"]
-    kept = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix in (".json", ".jinja", ".safetensors", ".model", ".bin")
-    ]
+    kept = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".jinja", ".safetensors", ".model")]
     if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"{at} must be a model folder with a config.json, got {folder}")
+    if not any(path.suffix == ".safetensors" for path in kept):
+        raise ValueError(
+            f"{at} must hold its weights as .safetensors, which cannot run code, got {folder}; `save_pretrained` of "
+            "transformers writes them"
+        )
     digest = hashlib.sha256()
     for path in kept:
         with path.open("rb") as file:

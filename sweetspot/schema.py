@@ -29,8 +29,8 @@ SAMPLES = pa.schema(
         ("token_ids", pa.list_(pa.int32())),  # as sampled, the end-of-turn token included where there is one
         ("n_tokens", pa.int32()),  # length of token_ids
         ("finish_reason", pa.string()),  # "stop" (the end token was sampled) or "length" (cut at max_tokens)
-        ("seed", pa.int64()),  # of this sample: H(seed, prompt_id) + sample_index
-        ("logprob", pa.float32()),  # sum over the response, nats, untempered
+        ("seed", pa.int64()),  # of this sample: H(seed, prompt_id) + sample_index; null where the response was imported
+        ("logprob", pa.float32()),  # sum over the response, nats, untempered; null where the response was imported
     ]
 )
 

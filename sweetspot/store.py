@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Generator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -40,7 +41,7 @@ class CorruptTileError(StoreError):
         super().__init__(
             f"store: {path} is corrupt ({reason}); run again with remake_corrupt=true to delete and remake it"
         )
-        self.path = path
+        self.path, self.reason = path, reason
 
 
 class Store:
@@ -266,3 +267,9 @@ def _misplaced(name: str, prompt_ids: list[str], table: pa.Table) -> str | None:
     if not np.array_equal(table["sample_index"].to_numpy(), expected):
         return f"the sample indices of a prompt do not follow one another from {int(first)}"
     return None
+
+
+if __name__ == "__main__":  # python -m sweetspot.store: a command on top of the house, like run.py
+    from sweetspot.exchange import command
+
+    sys.exit(command.main())

@@ -22,6 +22,8 @@ NEEDS = {
     "model=other": ["model.path=some/model"],
     "data=jsonl": ["data.path=a.jsonl"],
     "data=parquet": ["data.path=a.parquet"],
+    "data=imported": ["data.pool=0123456789abcdef"],
+    "reward_model=imported": ["data=imported", "data.pool=0123456789abcdef"],
 }
 NEEDS["reward_model=sequence_classifier"] = ["reward_model.path=some/classifier"]
 
@@ -85,6 +87,8 @@ def test_the_paper_s_21_pairs_build_from_overrides() -> None:
         (["dpo.batch_size=6"], ["dpo", "batch_size", "multiple"]),
         (["until=tomorrow"], ["until", "'sample'", "got 'tomorrow'"]),
         (["rounds=2", "until=score"], ["until", "rounds", "score"]),
+        (["reward_model=imported"], ["reward_model=imported", "data=imported", "got data Embedded"]),
+        (["reward_model=imported", "data=imported", "data.pool=a", "rounds=2"], ["rounds must be 1", "rounds 2"]),
         (["eval.kl_samples=9"], ["eval", "kl_samples", "got 9"]),
         (["data.limit=0"], ["data.limit", "got 0"]),
     ],
@@ -117,6 +121,7 @@ def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["data=jsonl"], ["data.path"]),
         (["n_samples=1"], ["n_samples", "got 1"]),
         (["data=jsonl", "data.path=nowhere.jsonl"], ["data.path must be an existing file, got nowhere.jsonl"]),
+        (["data=imported", "data.pool=abc"], ["data.pool must be the key of an imported pool", "got abc"]),
     ],
 )
 def test_the_command_line_ends_with_one_line_and_no_trace(

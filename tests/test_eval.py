@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sweetspot.eval import bootstrap_mean, distinct, duplicate_rate, preferences
+from sweetspot.eval import bootstrap_mean, distinct, preferences
 
 
 def test_a_preference_is_1_0_or_a_half_and_both_orders_mirror() -> None:
@@ -47,7 +47,3 @@ def test_distinct_2_counts_different_pairs_of_words() -> None:
     # a b, b a, a b | c d: three different of four
     assert distinct(["a b a b", "c d"]) == 0.75
     assert np.isnan(distinct(["one", ""]))
-
-
-def test_the_duplicate_rate_counts_repeats_within_a_prompt_only() -> None:
-    assert duplicate_rate(np.array([[7, 7, -1], [7, 8, -1]])) == 0.25

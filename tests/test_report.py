@@ -91,7 +91,8 @@ def _round(store: Path, turn: int, reach: int, n_prompts: int, n: int) -> dict[s
             "tiles": ["t-00000"],
         }
         | {"n_samples": n, "n_prompts": n_prompts, "tokens": 8123, "duplicate_rate": 0.0042, "cut_share": 0.121}
-        | {"mean_tokens": 42.3, "set_aside": {}}
+        | {"mean_tokens": 42.3, "set_aside": {}, "near_duplicate_rate": 0.031, "effective_samples": 15.24}
+        | {"drawn": n_prompts * n}
     }
     if reach == 0:
         return found
@@ -145,6 +146,7 @@ def _pairs(store: Path, turn: int, matrix: Any, ids: Any, messages: Any, respons
             "kept": len(rows),
         },
         **{"dropped": {"too_few": 0, "same_response": 3, "no_margin": 1}, "chosen_z": 1.77, "rejected_z": -1.74},
+        "ignored_duplicates": 7,
         **{"margin": 2.84, "chosen_tokens": 44.1, "rejected_tokens": 39.0},
     }
 
@@ -378,9 +380,11 @@ def test_the_summary_fits_80_columns_and_says_what_was_found(run_of: RunOf) -> N
     for part in (
         "sample 4 0 88 s tiles",
         "192, 16 a prompt, 0.4% duplicates",
+        "15.2 of 16 a prompt in effect, 3.1% near-duplicates",
         "42.3 tokens, 12% cut at the limit",
         "look normal 94% of prompts by Shapiro, 92% by Lilliefors",
         "4 (same response 3, no margin 1)",
+        "ignored 7 copies of earlier responses",
         "chosen +1.77, rejected −1.74",  # noqa: RUF001
         "0.693 → 0.331 in 110 steps",
         "embedded_gold +0.220 (95%: +0.110 to +0.330), +0.27 sd",

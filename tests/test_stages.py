@@ -17,7 +17,7 @@ from sweetspot.model import Model
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
 from sweetspot.stages import Rewards, Run, Samples, select
 from sweetspot.stages.policy import logprob_key
-from sweetspot.store import Store, write_tile
+from sweetspot.store import Store, read_tile, write_tile
 from sweetspot.strategy import PositionPair
 from sweetspot.tile import Tile
 
@@ -85,7 +85,7 @@ def test_a_smaller_n_reads_the_first_columns(rewards: Rewards) -> None:
 
 
 def test_pairs_join_their_own_responses_with_an_over_long_prompt_in_between(rewards: Rewards, run: Run) -> None:
-    pairs = select(rewards, PositionPair(chosen="max", rejected="min"), run)
+    pairs = select(rewards, PositionPair(chosen="max", rejected="min"), False, run)
     rows = pairs.table.to_pylist()
     assert [(row["prompt_id"], row["chosen"], row["rejected"]) for row in rows] == [
         (IDS[0], "one-1", "one-0"),
@@ -99,11 +99,26 @@ def test_pairs_join_their_own_responses_with_an_over_long_prompt_in_between(rewa
 
 
 def test_the_same_selection_is_reused_and_another_strategy_is_not(rewards: Rewards, run: Run) -> None:
-    first = select(rewards, PositionPair(chosen="max", rejected="min"), run)
-    again = select(rewards, PositionPair(chosen="max", rejected="min"), run)
-    other = select(rewards, PositionPair(chosen="random", rejected="random"), run)
+    first = select(rewards, PositionPair(chosen="max", rejected="min"), False, run)
+    again = select(rewards, PositionPair(chosen="max", rejected="min"), False, run)
+    other = select(rewards, PositionPair(chosen="random", rejected="random"), False, run)
     assert again.key == first.key != other.key
     assert [stage.made for stage in run.stages] == [1, 0, 1]
+
+
+def test_later_copies_of_a_response_count_as_not_scored_where_asked(rewards: Rewards, run: Run) -> None:
+    tile = rewards.samples.path(rewards.samples.tiles[0])
+    table = read_tile(tile, SAMPLES)[0]
+    tile.unlink()  # the second response of the first prompt, its best, becomes a copy of the first
+    said = ["one-0" if text == "one-1" else text for text in table["response"].to_pylist()]
+    write_tile(tile, table.set_column(2, SAMPLES.field("response"), pa.array(said)), {"set_aside": {}})
+    kept = select(rewards, PositionPair(chosen="max", rejected="min"), False, run)
+    without = select(rewards, PositionPair(chosen="max", rejected="min"), True, run)
+    assert (kept.ignored, without.ignored) == (0, 1)
+    assert kept.key != without.key
+    assert kept.table["chosen_index"].to_pylist() == [1, 0]
+    assert without.table["chosen_index"].to_pylist() == [2, 0]  # 0.5, NaN, 1: the best that is left
+    assert without.table["chosen_z"].to_pylist()[0] == pytest.approx(math.sqrt(0.5))
 
 
 DPO_CONFIG = {

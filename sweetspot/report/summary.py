@@ -85,12 +85,17 @@ def sections(manifest: Facts) -> Iterator[Section]:
 
 def _samples(found: Facts, _: Facts) -> tuple[str, list[tuple[str, str]]]:
     aside = len(found["set_aside"])
-    drawn = (found["n_prompts"] - aside) * found["n_samples"]
     return "samples", [
         ("prompts", count(found["n_prompts"]) + (f", {count(aside)} set aside as too long" if aside else "")),
         (
             "samples",
-            f"{count(drawn)}, {count(found['n_samples'])} a prompt, {percent(found['duplicate_rate'])} duplicates",
+            f"{count(found['drawn'])}, {count(found['n_samples'])} a prompt, "
+            f"{percent(found['duplicate_rate'])} duplicates",
+        ),
+        (
+            "distinct",
+            f"{number(found['effective_samples'])} of {count(found['n_samples'])} a prompt in effect, "
+            f"{percent(found['near_duplicate_rate'])} near-duplicates",
         ),
         ("length", f"{number(found['mean_tokens'])} tokens, {percent(found['cut_share'])} cut at the limit"),
         ("tokens", count(found["tokens"])),
@@ -109,9 +114,11 @@ def _rewards(found: Facts, _: Facts) -> tuple[str, list[tuple[str, str]]]:
 def _pairs(found: Facts, _: Facts) -> tuple[str, list[tuple[str, str]]]:
     reasons = {why: many for why, many in found["dropped"].items() if many}
     dropped = ", ".join(f"{why.replace('_', ' ')} {count(many)}" for why, many in reasons.items())
+    ignored = found["ignored_duplicates"]
     return f"pairs {found['strategy']}", [
         ("kept", f"{count(found['kept'])} of {count(found['kept'] + sum(reasons.values()))}"),
         ("dropped", f"{count(sum(reasons.values()))} ({dropped})" if reasons else "none"),
+        *([("ignored", f"{count(ignored)} copies of earlier responses")] if ignored else []),
         ("z", f"chosen {in_sd(found['chosen_z'])}, rejected {in_sd(found['rejected_z'])}"),
         ("margin", f"{number(found['margin'])} of reward"),
         ("length", f"chosen {number(found['chosen_tokens'])}, rejected {number(found['rejected_tokens'])} tokens"),

@@ -142,6 +142,24 @@ class SequenceClassifier:
         return sequence_classifier.load(self)
 
 
+@component
+class ImportedReward:
+    """The rewards that came with an imported pool; it can score nothing else."""
+
+    version: ClassVar[int] = 1
+
+    def scorer(self) -> Scorer:
+        """Nothing: what lies in the store already is all there is.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "reward_model: reward_model=imported has only the rewards that came with an imported pool (data=imported, "
+            "imported with rewards); choose another reward_model to score these samples"
+        )
+
+
 def batches(widths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Rows, longest first, in batches of at most `batch_tokens` tokens with padding; a longer row is a batch alone."""
     batch: list[int] = []

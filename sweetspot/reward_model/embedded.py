@@ -59,6 +59,7 @@ class Backbone:
             model.path,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
+            use_safetensors=True,
             dtype=getattr(torch, dtype),
         )
         network.layers = network.layers[: max(layers)]

@@ -25,7 +25,11 @@ def load(reward_model: SequenceClassifier) -> "ClassifierScorer":
     if logits != 1:
         raise ValueError(f"reward_model.path must be a classifier with one logit, {reward_model.path} has {logits}")
     network, report = AutoModelForSequenceClassification.from_pretrained(
-        reward_model.path, dtype=getattr(torch, reward_model.dtype), output_loading_info=True, **place
+        reward_model.path,
+        dtype=getattr(torch, reward_model.dtype),
+        output_loading_info=True,
+        use_safetensors=True,
+        **place,
     )
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"]))

@@ -16,6 +16,7 @@ def load(sampler: TransformersSampler, model: Model, ends: list[int], pad: int) 
         model.path,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
+        use_safetensors=True,
         dtype=getattr(torch, sampler.dtype),
     )
     network = network.to(device).eval()

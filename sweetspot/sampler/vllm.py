@@ -41,6 +41,7 @@ def open_engine(sampler: VllmSampler, model: Model) -> Any:
         model=model.path,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
+        load_format="safetensors",  # pickled weights could run code
         dtype=sampler.dtype,
         seed=sampler.seed,
         max_model_len=length,

@@ -5,9 +5,10 @@ rest, and records how much it made and reused. Nothing here imports torch, vLLM 
 """
 
 from sweetspot.stages.evaluation import Evaluation, evaluate
+from sweetspot.stages.imported import imported
 from sweetspot.stages.pairs import Pairs, select
 from sweetspot.stages.policy import Policy, log_probabilities, train
-from sweetspot.stages.pool import Rewards, Samples, sample, score, texts, token_counts
+from sweetspot.stages.pool import Rewards, Samples, sample, score, text_codes, token_counts
 from sweetspot.stages.run import Run, Stage, prepare
 
 __all__ = [
@@ -19,12 +20,13 @@ __all__ = [
     "Samples",
     "Stage",
     "evaluate",
+    "imported",
     "log_probabilities",
     "prepare",
     "sample",
     "score",
     "select",
-    "texts",
+    "text_codes",
     "token_counts",
     "train",
 ]

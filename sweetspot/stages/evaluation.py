@@ -36,7 +36,7 @@ def evaluate(
     held_out: pa.Table,
     sampler: Sampler,
     evaluation: HeldOut,
-    selecting: tuple[str, RewardModel],
+    selecting: tuple[str, RewardModel] | None,
     dpo: DPO,
     run: Run,
 ) -> Evaluation:
@@ -46,12 +46,13 @@ def evaluate(
         held_out: PROMPTS that nothing was trained on.
         sampler: draws the fresh responses, `evaluation.n_samples` a prompt, with the same seeds for both models.
         selecting: name and reward model that built the pairs; reported beside the judge, so that over-optimisation
-        shows. dpo: its numerics are those of the log-probabilities in the KL estimate.
+            shows. None where it cannot score fresh responses (imported rewards).
+        dpo: its numerics are those of the log-probabilities in the KL estimate.
     """
     started = time.monotonic()
     fresh = dataclasses.replace(sampler, tile_prompts=evaluation.tile_prompts, tile_samples=evaluation.n_samples)
     ids = held_out["prompt_id"].to_pylist()
-    name = key(evaluation, fresh, policy, start, selecting[1], ids)
+    name = key(evaluation, fresh, policy, start, selecting and selecting[1], ids)
     provenance = {"policy": to_config(policy), "start": to_config(start), "evaluation": to_config(evaluation)}
     path = run.store.artefact("scores", name, provenance) / "scores.parquet"
     made = bool(run.missing([path], SCORES))
@@ -60,7 +61,7 @@ def evaluate(
             side: sample(held_out, model, fresh, evaluation.n_samples, run, f"sample {side}")
             for side, model in (("start", start), ("policy", policy))
         }
-        judges = {"judge": (evaluation.judge_name, evaluation.judge), "selecting": selecting}
+        judges = {"judge": (evaluation.judge_name, evaluation.judge)} | ({"selecting": selecting} if selecting else {})
         rewards = {
             role: {side: score(pool, judge, run, f"score {side} {label}").matrix() for side, pool in pools.items()}
             for role, (label, judge) in judges.items()

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from sweetspot.component import key, to_config
 from sweetspot.distribution import moments
+from sweetspot.duplicates import later_copies
 from sweetspot.schema import PAIRS
-from sweetspot.stages.pool import Rewards, Samples, rows_at
+from sweetspot.stages.pool import Rewards, Samples, rows_at, text_codes
 from sweetspot.stages.run import Run
 from sweetspot.store import read_tile, write_tile
 from sweetspot.strategy import Selection, Strategy
@@ -27,24 +28,44 @@ class Pairs:
     samples: Samples
     table: pa.Table
     dropped: dict[str, list[str]]  # reason -> prompt ids
+    ignored: int  # responses that were left out as copies of an earlier one of their prompt
 
 
-def select(rewards: Rewards, strategy: Strategy, run: Run) -> Pairs:
-    """The pairs that the strategy builds from the n rewards of each prompt."""
+def select(rewards: Rewards, strategy: Strategy, ignore_duplicates: bool, run: Run) -> Pairs:
+    """The pairs that the strategy builds from the n rewards of each prompt.
+
+    Args:
+        ignore_duplicates: later copies of an equal response of a prompt count as not scored.
+    """
     started = time.monotonic()
     samples = rewards.samples
-    name = key(strategy, rewards.key, samples.prompt_ids, samples.size)
-    provenance = {"strategy": to_config(strategy), "rewards": rewards.key, "n_samples": samples.n_samples}
+    name = key(strategy, rewards.key, samples.prompt_ids, samples.size, ignore_duplicates)
+    provenance = {
+        "strategy": to_config(strategy),
+        "rewards": rewards.key,
+        "samples": samples.key,
+        "prompts": key(samples.prompt_ids),
+        "n_samples": samples.n_samples,
+        "ignore_duplicates": ignore_duplicates,
+    }
     path = run.store.artefact("pairs", name, provenance) / "pairs.parquet"
     made = bool(run.missing([path], PAIRS))
     if made:
         matrix = rewards.matrix()
+        ignored = _ignore_copies(matrix, samples) if ignore_duplicates else 0
         selection = strategy(matrix)
         dropped = {why: [samples.prompt_ids[row] for row in rows] for why, rows in selection.dropped.items()}
-        write_tile(path, _pair_rows(selection, matrix, samples), {"dropped": dropped})
+        write_tile(path, _pair_rows(selection, matrix, samples), {"dropped": dropped, "ignored_duplicates": ignored})
     table, facts = read_tile(path, PAIRS)
     run.did("select", "pair sets", int(made), int(not made), started)
-    return Pairs(name, path, samples, table, facts["dropped"])
+    return Pairs(name, path, samples, table, facts["dropped"], facts["ignored_duplicates"])
+
+
+def _ignore_copies(matrix: np.ndarray, samples: Samples) -> int:
+    """Set the rewards of later copies to NaN, in place; returns how many."""
+    copies = later_copies(text_codes(samples)[0])
+    matrix[copies] = np.nan
+    return int(copies.sum())
 
 
 def _pair_rows(selection: Selection, matrix: np.ndarray, samples: Samples) -> pa.Table:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sweetspot.component import key, to_config
+from sweetspot.duplicates import folded
 from sweetspot.model import Model
 from sweetspot.reward_model import RewardModel
 from sweetspot.sampler import Sampler, blocks_for, wanted
@@ -236,13 +237,14 @@ def token_counts(samples: Samples) -> np.ndarray:
     return counts
 
 
-def texts(samples: Samples) -> np.ndarray:
-    """A 63-bit hash of each response's text, int64 [prompts, n]; -1 where a prompt has no such sample.
+def text_codes(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of the responses' texts, and of their letters and digits alone: both int64 [prompts, n], see `duplicates`.
 
-    Equal texts have equal hashes within this process, and two others of one prompt collide with a chance of n^2 / 2^64.
+    A code is a 63-bit hash: two different texts of one prompt share one with a chance of n^2 / 2^64.
     """
-    hashes = np.full((samples.prompts.num_rows, samples.n_samples), -1, dtype=np.int64)
+    codes = np.full((2, samples.prompts.num_rows, samples.n_samples), -1, dtype=np.int64)
     for table, rows in samples.each(["sample_index", "response"]):
-        of = np.fromiter(map(hash, table["response"].to_pylist()), dtype=np.int64, count=table.num_rows)
-        hashes[rows, table["sample_index"].to_numpy()] = of & np.iinfo(np.int64).max
-    return hashes
+        responses = table["response"].to_pylist()
+        both = [list(map(hash, responses)), [hash(folded(response)) for response in responses]]
+        codes[:, rows, table["sample_index"].to_numpy()] = np.array(both, dtype=np.int64) & np.iinfo(np.int64).max
+    return codes[0], codes[1]
