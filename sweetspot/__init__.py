@@ -15,5 +15,6 @@ The floors; an import only points down:
     run.py, report, manifest
     stages
     sampler, reward_model, trainer, logprob, embedded, dpo, eval, data
-    component, schema, store, launch, logger, model, strategy, distribution, losses
+    tile, fill: what lies in which file, and making what is missing together with others
+    component, schema, store, lease, launch, progress, logger, model, strategy, distribution, losses
 """
