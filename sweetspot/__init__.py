@@ -15,5 +15,6 @@ The floors; an import only points down:
     run.py, report, manifest, exchange (python -m sweetspot.store)
     stages
     sampler, reward_model, trainer, logprob, embedded, dpo, eval, data
-    component, schema, store, launch, logger, model, strategy, distribution, duplicates, losses
+    tile, fill: what lies in which file, and making what is missing together with others
+    component, schema, store, lease, launch, progress, logger, model, strategy, distribution, duplicates, losses
 """

@@ -118,6 +118,24 @@ def test_the_same_command_makes_nothing(
     assert again["evaluation"] == first["evaluation"]
 
 
+def test_two_workers_of_one_run_divide_the_tiles_and_make_the_same_bytes(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    two = finish([*tiny_overrides, "until=score", "launch.devices=2"], tmp_path / "store", tmp_path / "two")
+    assert [(stage["name"], stage["made"], stage["reused"]) for stage in two["stages"]] == [
+        ("sample", 6, 0),
+        ("score", 6, 0),
+    ]
+    expected = content(finished[0])
+    assert {name: expected[name] for name in content(tmp_path / "store")} == content(tmp_path / "store")
+    assert sorted(path.name for path in (tmp_path / "two" / "jobs").glob("*-*")) == [
+        "00-sample-0",
+        "00-sample-1",
+        "01-score-0",
+        "01-score-1",
+    ]
+
+
 def test_another_strategy_samples_and_scores_nothing(
     finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
 ) -> None:

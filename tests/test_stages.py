@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from sweetspot.component import build
 from sweetspot.dpo import DPO
 from sweetspot.launch import Launch
 from sweetspot.model import Model
+from sweetspot.reward_model import SequenceClassifier
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
-from sweetspot.stages import Rewards, Run, Samples, select
+from sweetspot.stages import Rewards, Run, Samples, sample, score, select
 from sweetspot.stages.policy import logprob_key
+from sweetspot.stages.pool import rows_at
 from sweetspot.store import Store, read_tile, write_tile
 from sweetspot.strategy import PositionPair
 from sweetspot.tile import Tile
+from tests.test_sampler import TRANSFORMERS
 
 TEXTS = ["one", "long", "three"]
 TURNS = [[{"role": "user", "content": text}] for text in TEXTS]
@@ -178,3 +182,56 @@ def test_reference_rows_are_stale_when_model_template_or_pool_change(
         assert logprob_key(tiny_model.at(folder), dpo, "pool") == kept
         (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
         assert logprob_key(tiny_model.at(folder), dpo, "pool") != kept
+
+
+def asked(numbers: range) -> pa.Table:
+    turns = [[{"role": "user", "content": f"Say {number} in other words."}] for number in numbers]
+    rows = [{"prompt_id": prompt_id(turn), "messages": turn, "source": "test"} for turn in turns]
+    return pa.Table.from_pylist(rows, schema=PROMPTS)
+
+
+@pytest.mark.slow
+def test_overlapping_prompt_sets_and_uneven_blocks_share_one_pool(
+    run: Run, tiny_model: Model, tiny_reward: Path
+) -> None:
+    """Prompts 0-3, then 2-5: of the second set only 4 and 5 are sampled, and each sample is scored once."""
+    sampler = replace(TRANSFORMERS, tile_prompts=4)
+    reward_model = SequenceClassifier(
+        path=str(tiny_reward),
+        revision=None,
+        dtype="float32",
+        max_tokens=128,
+        trust_remote_code=False,
+        batch_tokens=512,
+    )
+    first, second = asked(range(4)), asked(range(2, 6))
+    a = sample(first, tiny_model, sampler, 4, run)
+    b = sample(second, tiny_model, sampler, 4, run)
+    assert [list(tile.rows) for tile in b.tiles] == [[0, 1], [2, 3]]
+    assert b.read().num_rows == 16
+    of_b = score(b, reward_model, run).matrix()
+    of_a = score(a, reward_model, run).matrix()
+    assert np.isfinite(of_a).all() and np.isfinite(of_b).all()
+    np.testing.assert_array_equal(of_a[2:], of_b[:2])
+
+    uneven = sample(first, tiny_model, sampler, 8, run, blocks=np.array([1, 2, 1, 2]))
+    matrix = score(uneven, reward_model, run).matrix()
+    assert np.isfinite(matrix).sum(axis=1).tolist() == [4, 8, 4, 8]
+    np.testing.assert_array_equal(matrix[:, :4], of_a)
+    even = sample(first, tiny_model, sampler, 8, run)
+    assert np.isfinite(score(even, reward_model, run).matrix()).all()
+    assert [(stage.name, stage.made) for stage in run.stages] == [
+        ("sample", 1),  # 0-3
+        ("sample", 1),  # 4, 5
+        ("score", 2),  # 2, 3 and 4, 5
+        ("score", 1),  # 0, 1
+        ("sample", 1),  # the second block of 1 and 3
+        ("score", 1),
+        ("sample", 1),  # of 0 and 2
+        ("score", 1),
+    ]
+    texts = {(row["prompt_id"], row["sample_index"]): row["response"] for row in even.read().to_pylist()}
+    wanted = {(name, index) for name in even.prompt_ids[:2] for index in (0, 5)}
+    assert {place: row["response"] for place, row in rows_at(even, wanted, ["response"]).items()} == {
+        place: texts[place] for place in wanted
+    }

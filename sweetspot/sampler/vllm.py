@@ -17,7 +17,6 @@ def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
 
     Raises:
         RuntimeError: when vLLM cannot run on this machine.
-        ValueError: for chunked prefill on a processor with seeding=request.
     """
     return sampling(open_engine(sampler, model), sampler, ends)
 
@@ -25,8 +24,9 @@ def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
 def open_engine(sampler: VllmSampler, model: Model) -> Any:
     """The vLLM engine with the sampler's settings.
 
-    On a processor, blocks are 32 tokens (128 by default, where a short prompt never meets the prefix cache), and a
-    request with its own seed cannot be prefilled in parts.
+    On a processor, blocks are 32 tokens (128 by default, where a short prompt never meets the prefix cache), and all
+    prompts that can be in flight fit one step: vLLM 0.32 stops with "CPU Generator does not use offset" when it
+    prefills a request with its own seed in parts.
     """
     _check_machine()
     import torch
@@ -34,7 +34,9 @@ def open_engine(sampler: VllmSampler, model: Model) -> Any:
 
     length = sampler.max_prompt_tokens + sampler.max_tokens
     on_cpu = not torch.cuda.is_available()
-    cpu: dict[str, Any] = {"block_size": 32, "max_num_batched_tokens": max(16384, length)} if on_cpu else {}
+    in_flight = min(sampler.max_num_seqs, sampler.tile_prompts * sampler.tile_samples)
+    room = in_flight * sampler.max_prompt_tokens
+    cpu: dict[str, Any] = {"block_size": 32, "max_num_batched_tokens": max(16384, length, room)} if on_cpu else {}
     weights: dict[str, Any] = {"quantization": sampler.quantization}
     weights |= {"enable_lora": True, "max_lora_rank": _rank(sampler.adapter)} if sampler.adapter else {}
     return LLM(
@@ -48,7 +50,7 @@ def open_engine(sampler: VllmSampler, model: Model) -> Any:
         max_num_seqs=sampler.max_num_seqs,
         gpu_memory_utilization=sampler.gpu_memory_utilization,
         enable_prefix_caching=sampler.prefix_caching,
-        enable_chunked_prefill=_chunked(sampler, on_cpu),
+        enable_chunked_prefill=sampler.chunked_prefill,
         enforce_eager=sampler.enforce_eager,
         kv_cache_dtype=sampler.kv_cache_dtype,
         tensor_parallel_size=sampler.tensor_parallel,
@@ -95,21 +97,6 @@ def sampling(engine: Any, sampler: VllmSampler, ends: list[int]) -> Engine:
 
 def _response(output: Any) -> Response:
     return Response(list(output.token_ids), output.finish_reason, float(output.cumulative_logprob))
-
-
-def _chunked(sampler: VllmSampler, on_cpu: bool) -> bool | None:
-    """Whether a prompt may be prefilled in parts: as asked, or as the engine does by default where it can.
-
-    The CPU build of vLLM 0.32 stops with "CPU Generator does not use offset" when it cuts a request with its own seed.
-    """
-    if not (on_cpu and sampler.seeding == "request"):
-        return sampler.chunked_prefill
-    if sampler.chunked_prefill:
-        raise ValueError(
-            "sampler.chunked_prefill must be null or false with seeding=request on a processor, where vLLM cannot "
-            "prefill a request with its own seed in parts, got true"
-        )
-    return False
 
 
 def _rank(adapter: str) -> int:

@@ -1,0 +1,43 @@
+"""The benchmarks run, at a size that says nothing about speed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+def told(name: str, *arguments: str) -> str:
+    """What a benchmark prints."""
+    command = [sys.executable, f"experiments/benchmarks/{name}.py", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_store_writes_a_pool_at_every_size_and_finds_it_whole() -> None:
+    rows = told("store", "--prompts", "2100", "--n", "32", "--shares", "2", "1").splitlines()[1:]
+    assert [row.split()[:4] for row in rows] == [["1050", "x", "32", "4"], ["2100", "x", "32", "6"]]
+
+
+def test_sampling_compares_every_way_with_the_bare_script(tiny_policy: Path) -> None:
+    pytest.importorskip("vllm")
+    sizes = ["--prompts", "4", "--n", "4", "--tokens", "4", "--repeats", "1", "--tile-prompts", "4"]
+    shown = told("sampling", *sizes, "--tile-samples", "2", "--transformers-prompts", "2", "--model", str(tiny_policy))
+    ways = {line.split("  ")[0] for line in shown.splitlines() if "time per token / bare" in line}
+    assert ways == {"bare vLLM", "sweetspot", "sweetspot, seeding=tile", "transformers.generate"}
+    drawn = dict(line.split(": ") for line in shown.splitlines() if line.startswith("round 0"))
+    assert drawn["round 0 sweetspot"].split(", ")[1] == drawn["round 0 bare vLLM"].split(", ")[1]  # the same tokens
+
+
+def test_sharing_makes_each_tile_once_and_the_same_bytes(tiny_policy: Path) -> None:
+    shown = told(
+        "sharing", "--workers", "2", "--prompts", "8", "--n", "8", "--tokens", "4", "--model", str(tiny_policy)
+    )
+    assert shown.count("2 tiles, each made {1} times") == 2
+    assert "the same bytes: True" in shown
