@@ -35,7 +35,8 @@ def main(job: Mapping[str, Any], emit: Emit) -> None:
     reward_model: RewardModel = build(job["reward_model"])
     policy: Model | None = build(job["model"]) if job["model"] else None
     scorer = reward_model.scorer()
-    shared = policy is not None and shares_tokens(policy, job["probe"], scorer.tokenizer)
+    reads_ids = policy is not None and scorer.tokenizer is not None
+    shared = reads_ids and shares_tokens(policy, job["probe"], scorer.tokenizer)
     prompts = {row["prompt_id"]: row["messages"] for row in pq.read_table(job["prompts"], schema=PROMPTS).to_pylist()}
     told = reporter(emit, sum(pq.read_metadata(tile["samples"]).num_rows for tile in missing))
     for tile in missing:
@@ -46,6 +47,7 @@ def main(job: Mapping[str, Any], emit: Emit) -> None:
                 conversation(policy, prompts[row["prompt_id"]]) if policy else prompts[row["prompt_id"]],
                 row["response"],
                 row["token_ids"] if shared else None,
+                row["n_tokens"],
             )
             for row in rows
         ]

@@ -20,7 +20,7 @@ def load(sampler: VllmSampler, model: Model, ends: list[int]) -> Engine:
     Raises:
         RuntimeError: when vLLM cannot run on this machine.
     """
-    _check_machine()
+    check_machine("sampler", WAY_OUT)
     import torch
     from vllm import LLM, SamplingParams
 
@@ -71,16 +71,24 @@ def _response(output: Any) -> Response:
     return Response(list(output.token_ids), output.finish_reason, float(output.cumulative_logprob))
 
 
-def _check_machine() -> None:
-    """Refuse a machine on which vLLM would fail later and less clearly."""
+def check_machine(at: str, way_out: str) -> None:
+    """Refuse a machine on which vLLM would fail later and less clearly.
+
+    Args:
+        at: the component that wants vLLM ("sampler"), for the error.
+        way_out: what the user can do instead.
+
+    Raises:
+        RuntimeError: naming what is missing.
+    """
     if importlib.util.find_spec("vllm") is None:
-        raise RuntimeError(f"sampler: vLLM is not installed; ./install.sh installs it where it can run, or {WAY_OUT}")
+        raise RuntimeError(f"{at}: vLLM is not installed; ./install.sh installs it where it can run, or {way_out}")
     import torch
 
     if torch.cuda.is_available():
         return
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     if "avx2" not in flags and "avx512f" not in flags:
-        raise RuntimeError(f"sampler: vLLM's CPU build needs AVX2 or AVX-512, which this processor lacks; {WAY_OUT}")
+        raise RuntimeError(f"{at}: vLLM's CPU build needs AVX2 or AVX-512, which this processor lacks; {way_out}")
     if not (shutil.which("g++") or shutil.which("clang++")):
-        raise RuntimeError(f"sampler: vLLM's CPU build needs a C++ compiler (g++ or clang++); install one or {WAY_OUT}")
+        raise RuntimeError(f"{at}: vLLM's CPU build needs a C++ compiler (g++ or clang++); install one or {way_out}")

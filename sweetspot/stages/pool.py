@@ -123,7 +123,7 @@ def score(samples: Samples, reward_model: RewardModel, run: Run, title: str = "s
             "prompts": str(samples.prompts_path),
             "tiles": [{"samples": str(samples.path(tile)), "rewards": str(rewards.path(tile))} for tile in todo],
         }
-        run.work(title, "sweetspot.reward_model.worker", job)
+        run.work(title, "sweetspot.reward_model.worker", job, reward_model.environment())
     run.did(title, "tiles", len(todo), len(samples.tiles) - len(todo), started)
     return rewards
 
