@@ -58,7 +58,9 @@ def by_hand(folder: Path, conversations: list[Conversation]) -> tuple[np.ndarray
         gate = np.exp(x / 2) / np.exp(x / 2).sum() * 1.5  # the tiny model's temperature and scale
         found = weights["regression_layer.weight"] @ states[-1]
         objectives.append(found)
-        rewards.append(sum(gate[j] * found[i] * weights["reward_transform_matrix"][i, j] for i in range(19) for j in range(19)))
+        rewards.append(
+            sum(gate[j] * found[i] * weights["reward_transform_matrix"][i, j] for i in range(19) for j in range(19))
+        )
     return np.array(rewards), np.array(objectives)
 
 

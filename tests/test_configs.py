@@ -23,7 +23,9 @@ NEEDS = {
     "data=jsonl": ["data.path=a.jsonl"],
     "data=parquet": ["data.path=a.parquet"],
 }
-NEEDS["reward_model=sequence_classifier"] = NEEDS["reward_model=vllm_classifier"] = ["reward_model.path=some/classifier"]
+NEEDS["reward_model=sequence_classifier"] = NEEDS["reward_model=vllm_classifier"] = [
+    "reward_model.path=some/classifier"
+]
 NEEDS["reward_model=ensemble"] = ["reward_model.mean=null", "reward_model.sd=null"]
 NEEDS["reward_model=length_penalised"] = ["reward_model.slope=0.002"]
 NEEDS["reward_model=python_function"] = ["reward_model.function=tests.tiny.shortest_wins"]

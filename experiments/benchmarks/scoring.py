@@ -4,8 +4,8 @@ What scoring gains over the way of the paper's own script, which takes the respo
 pads each ten to the longest. The same loaded classifier scores the same conversations both ways, in turns. The bar: at
 least twice the sequences per second, and the same rewards to 1e-4 in float32.
 
-Lengths are drawn with a seed: responses log-normal around 90 tokens within 20 to 400, prompts around 50 within 10 to 200,
-`n` responses a prompt, as a pool holds them. `--model` takes a classifier with one logit of your own.
+Lengths are drawn with a seed: responses log-normal around 90 tokens within 20 to 400, prompts around 50 within 10 to
+200, `n` responses a prompt, as a pool holds them. `--model` takes a classifier with one logit of your own.
 """
 
 import argparse
@@ -32,7 +32,9 @@ THEIR_BATCH = 10
 def main() -> None:
     """Print both speeds, the ratio of every repeat's two neighbouring measurements, and the largest difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a classifier's folder (default: a random Llama, 256 wide, 8 layers)")
+    parser.add_argument(
+        "--model", type=Path, help="a classifier's folder (default: a random Llama, 256 wide, 8 layers)"
+    )
     parser.add_argument("--responses", type=int, default=1000, help="how many are scored")
     parser.add_argument("--n", type=int, default=16, help="responses per prompt")
     parser.add_argument("--repeats", type=int, default=5, help="how often the two ways alternate")

@@ -4,12 +4,12 @@ Source: Wang et al., Interpretable Preferences via Multi-Objective Reward Modeli
 (arXiv 2406.12845), and the names and shapes of the published weights (RLHFlow/ArmoRM-Llama3-8B-v0.1).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaModel, PreTrainedModel
+from transformers import AutoConfig, LlamaConfig, LlamaModel, PreTrainedModel
 
 from sweetspot.reward_model import ArmoRM, Conversation, Scorer, Scores
 from sweetspot.reward_model.decoder import Decoder, Row, last
@@ -23,7 +23,7 @@ class Gate(torch.nn.Module):
     def __init__(self, width: int, hidden: int, depth: int, objectives: int, temperature: float) -> None:
         super().__init__()
         sizes = [width, *[hidden] * depth, objectives]
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.logit_scale = torch.nn.Parameter(torch.ones(1))
         self.temperature = temperature
 
@@ -85,8 +85,7 @@ def load(reward_model: ArmoRM) -> Scorer:
     """
     place: dict[str, Any] = {"revision": reward_model.revision, "trust_remote_code": False}
     tokenizer = tokenizer_of(reward_model.path, **place)
-    network: Any
-    network, report = ArmoNetwork.from_pretrained(
+    loaded: Any = ArmoNetwork.from_pretrained(
         reward_model.path,
         config=settings(reward_model.path, reward_model.revision),
         dtype=getattr(torch, reward_model.dtype),
@@ -94,6 +93,7 @@ def load(reward_model: ArmoRM) -> Scorer:
         output_loading_info=True,
         **place,
     )
+    network, report = loaded
     strange = sorted([*report["missing_keys"], *report["unexpected_keys"]])
     if strange:
         raise ValueError(
@@ -103,9 +103,9 @@ def load(reward_model: ArmoRM) -> Scorer:
     return checked(ArmoScorer(network, tokenizer, reward_model), reward_model.dtype)
 
 
-def settings(path: str, revision: str | None) -> LlamaConfig:
+def settings(path: str, revision: str | None) -> Any:
     """The checkpoint's configuration; what it leaves out of the heads has the published values."""
-    config: Any = LlamaConfig.from_pretrained(path, revision=revision)
+    config: Any = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     published = {"num_objectives": 19, "gating_temperature": 10, "gating_hidden_dim": 1024, "gating_n_hidden": 3}
     for name, value in published.items():
         if getattr(config, name, None) is None:
@@ -121,7 +121,9 @@ class ArmoScorer:
     def __init__(self, network: Any, renderer: Any, settings: ArmoRM) -> None:
         self.network, self.renderer, self.max_tokens = network, renderer, settings.max_tokens
         self.opening_text = settings.answer_opening
-        self.opening = [int(token) for token in renderer(settings.answer_opening, add_special_tokens=False)["input_ids"]]
+        self.opening = [
+            int(token) for token in renderer(settings.answer_opening, add_special_tokens=False)["input_ids"]
+        ]
         self.decoder = Decoder(network.model, settings.batch_tokens, every_layer=False)
 
     def __call__(self, conversations: Sequence[Conversation], progress: Callable[[int], None]) -> Scores:

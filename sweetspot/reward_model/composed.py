@@ -16,9 +16,9 @@ class Ensemble(RewardModel):
     """reward = mean - caution * sd over the members' standardised rewards, (reward - mean) / sd of each member.
 
     The constants are the user's and the same for every conversation, so that a reward depends on nothing else in its
-    batch or tile; no constants leave the members' rewards as they are. sd over members is that of a population (ddof 0).
-    The members' own rewards, before they are standardised, go into `heads` in the order of their names. All members are
-    in memory together.
+    batch or tile; without constants the members' rewards stay as they are. sd over members is that of a population
+    (ddof 0). The members' own rewards, before they are standardised, go into `heads` in the order of their names. All
+    members are in memory together.
 
     Source: the pessimistic ensemble of Coste et al., Reward Model Ensembles Help Mitigate Overoptimization, ICLR 2024.
     """

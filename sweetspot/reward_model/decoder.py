@@ -1,6 +1,5 @@
 """Many conversations through a causal network: what they share is computed once, the rest in batches of like length."""
 
-import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -176,7 +175,8 @@ def split(rows: Sequence[list[int]], groups: Sequence[Hashable]) -> list[Row]:
 
 
 def _shared(rows: list[list[int]]) -> int:
-    common = len(os.path.commonprefix(rows))  # of any sequences, not of paths alone
+    first, latest = min(rows), max(rows)  # in dictionary order, so that what these two share all share
+    common = next((place for place, (a, b) in enumerate(zip(first, latest, strict=False)) if a != b), len(first))
     return max(1, min(common, min(map(len, rows)) - 1))
 
 

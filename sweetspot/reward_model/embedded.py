@@ -77,9 +77,7 @@ class Backbone:
         text = self.tokenizer(conversation.response, add_special_tokens=False)["input_ids"]
         return prompt, [*text, self.tokenizer.eos_token_id]
 
-    def features(
-        self, rows: Sequence[Row], names: Sequence[str], progress: Callable[[int], None]
-    ) -> np.ndarray:
+    def features(self, rows: Sequence[Row], names: Sequence[str], progress: Callable[[int], None]) -> np.ndarray:
         """Hidden states, averaged over the response's tokens.  # [rows, layers, width], float32
 
         Args:

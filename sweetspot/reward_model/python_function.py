@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from pydantic import Field
@@ -28,7 +28,7 @@ class PythonFunction(RewardModel):
     function: str = Field(pattern=r"^\w+(\.\w+)+$")
 
     def identity(self) -> dict[str, Any]:
-        """The path and the content of the module's file. Packages above the module are imported for it, the module is not.
+        """The path and the content of the module's file, which is not run for it; the packages above it are.
 
         Raises:
             ValueError: when there is no such module.
@@ -48,10 +48,10 @@ class PythonFunction(RewardModel):
         """
         source(self.function)
         module, _, name = self.function.rpartition(".")
-        function = getattr(importlib.import_module(module), name, None)
+        function: Any = getattr(importlib.import_module(module), name, None)
         if not callable(function):
             raise ValueError(f"reward_model.function must be a function of {module}, got {name!r}")
-        return FunctionScorer(function, self.function)
+        return FunctionScorer(cast("Function", function), self.function)
 
 
 def source(function: str) -> Path:

@@ -30,8 +30,8 @@ def checked(scorer: Checked, dtype: str) -> Checked:
     allowed = TOLERANCE[dtype] * max(1.0, abs(alone))
     if not abs(alone - together) <= allowed:  # a NaN is refused too
         raise RuntimeError(
-            f"reward_model: a reward must not depend on its batch, but the self-test's conversation got {alone:g} alone "
-            f"and {together:g} in a padded batch (allowed in {dtype}: {allowed:g})"
+            f"reward_model: a reward must not depend on its batch, but the self-test's conversation got {alone:g} "
+            f"alone and {together:g} in a padded batch (allowed in {dtype}: {allowed:g})"
         )
     return scorer
 

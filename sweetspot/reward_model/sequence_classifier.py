@@ -25,6 +25,7 @@ def load(reward_model: SequenceClassifier) -> Scorer:
     place = {"revision": reward_model.revision, "trust_remote_code": reward_model.trust_remote_code}
     tokenizer = tokenizer_of(reward_model.path, **place)
     check_one_logit(reward_model.path, AutoConfig.from_pretrained(reward_model.path, **place))
+    network: Any
     network, report = AutoModelForSequenceClassification.from_pretrained(
         reward_model.path,
         dtype=getattr(torch, reward_model.dtype),
@@ -34,11 +35,16 @@ def load(reward_model: SequenceClassifier) -> Scorer:
     )
     check_whole(reward_model.path, report["missing_keys"])
     network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    decodes = isinstance(network, GenericForSequenceClassification) and sees_the_whole_past(network.config)
-    limits = {"max_tokens": reward_model.max_tokens, "batch_tokens": reward_model.batch_tokens}
+    kind = DecoderScorer if decodes(network) else PaddedScorer
     pad = network.config.get_text_config().pad_token_id
-    kind = DecoderScorer if decodes else PaddedScorer
-    return checked(kind(network, tokenizer, pad, **limits), reward_model.dtype)
+    return checked(
+        kind(network, tokenizer, pad, reward_model.max_tokens, reward_model.batch_tokens), reward_model.dtype
+    )
+
+
+def decodes(network: Any) -> bool:
+    """Whether a classifier is a decoder of transformers' own pattern, whose prompts can be computed once."""
+    return isinstance(network, GenericForSequenceClassification) and sees_the_whole_past(network.config)  # pyright: ignore
 
 
 def check_one_logit(path: str, config: Any) -> None:

@@ -35,8 +35,8 @@ def main(job: Mapping[str, Any], emit: Emit) -> None:
     reward_model: RewardModel = build(job["reward_model"])
     policy: Model | None = build(job["model"]) if job["model"] else None
     scorer = reward_model.scorer()
-    reads_ids = policy is not None and scorer.tokenizer is not None
-    shared = reads_ids and shares_tokens(policy, job["probe"], scorer.tokenizer)
+    reads = scorer.tokenizer is not None
+    shared = reads and policy is not None and shares_tokens(policy, job["probe"], scorer.tokenizer)
     prompts = {row["prompt_id"]: row["messages"] for row in pq.read_table(job["prompts"], schema=PROMPTS).to_pylist()}
     told = reporter(emit, sum(pq.read_metadata(tile["samples"]).num_rows for tile in missing))
     for tile in missing:
