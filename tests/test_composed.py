@@ -118,6 +118,16 @@ def test_a_made_reward_model_travels_as_plain_config_and_its_key_is_that_of_its_
     assert key(whole) != key(ensemble({"a": SHORTEST, "c": LengthPenalised(reward_model=SHORTEST, slope=0.5)}))
 
 
+def test_a_tile_without_samples_has_no_rewards(tiny_reward: Path, tiny_armorm: Path, tiny_model: Model) -> None:
+    from tests.test_armorm import armorm
+
+    made = [SHORTEST, classifier(tiny_reward), armorm(tiny_armorm), LengthPenalised(reward_model=SHORTEST, slope=1.0)]
+    made.append(ensemble({"a": SHORTEST, "b": armorm(tiny_armorm)}))
+    for scorer in (*(each.scorer() for each in made), tiny_scorer(tiny_model)):
+        scores = scorer([], silent)
+        assert scores.rewards.shape == (0,) and worker.rewards_table([], scores).num_rows == 0
+
+
 def nan_for_the_second(messages: list[dict[str, str]], response: str) -> float:
     del messages
     return float("nan") if "patience" in response and "hunting" not in response else 1.0

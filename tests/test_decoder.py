@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sweetspot.component import key
 from sweetspot.reward_model import Conversation, Scores
 from tests.test_reward_model import answered, classifier, copy_of, edit, silent
 
@@ -175,3 +176,7 @@ def test_weights_that_are_not_safetensors_and_code_that_was_not_allowed_are_refu
     (coded / "custom.py").write_text("raise SystemExit('code of a checkpoint was run')\n")
     with pytest.raises(ValueError, match="trust_remote_code"):
         classifier(coded).scorer()
+    before = key(classifier(coded))
+    assert before != key(classifier(coded, trust_remote_code=True))
+    (coded / "custom.py").write_text("raise SystemExit('other code')\n")
+    assert key(classifier(coded)) != before

@@ -50,6 +50,7 @@ def test_vllm_and_transformers_agree_to_1e_4_on_200_responses(
     assert by_vllm.rewards.dtype == np.float32 and by_vllm.truncated == by_transformers.truncated == 2
     assert np.ptp(by_transformers.rewards) > 1 and by_transformers.rewards.min() < 0  # no sigmoid
     assert np.abs(by_vllm.rewards - by_transformers.rewards).max() < 1e-4
+    assert scorer([], silent).rewards.shape == (0,)
     backwards = scorer(conversations[::-1], silent).rewards[::-1]
     assert np.abs(backwards - by_transformers.rewards).max() < 1e-4
 

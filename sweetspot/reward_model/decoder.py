@@ -92,7 +92,7 @@ class Decoder:
     def __call__(
         self, rows: Sequence[Row], names: Sequence[str], read: Read, progress: Callable[[int], None]
     ) -> np.ndarray:
-        """What `read` makes of each row.  # [rows, k], float32
+        """What `read` makes of each row.  # [rows, k], float32; [0, 1] of no rows
 
         Args:
             rows: token ids; equal beginnings are computed once.
@@ -114,7 +114,7 @@ class Decoder:
             for batch, values in self._rests(prefix, rows, names, of_some, read):
                 found |= zip(batch, values, strict=True)
                 progress(len(batch))
-        return np.stack([found[row] for row in range(len(rows))])
+        return np.stack([found[row] for row in range(len(rows))]) if rows else np.empty((0, 1), np.float32)
 
     def _rests(
         self, prefix: _Prefix, rows: Sequence[Row], names: Sequence[str], members: list[tuple[int, int]], read: Read

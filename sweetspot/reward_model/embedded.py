@@ -86,7 +86,7 @@ class Backbone:
             progress: told how many rows each batch had.
         """
         means = self.decoder(rows, names, self._means, progress)  # [rows, layers * width]
-        return means.reshape(len(rows), len(self.layers), -1)
+        return means.reshape(len(rows), len(self.layers), self.decoder.network.config.hidden_size)
 
     def _means(self, ends: torch.Tensor, outputs: Any, lengths: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - no gate
         states = torch.stack([outputs.hidden_states[layer] for layer in self.layers], dim=1)  # [rows, layers, R, width]

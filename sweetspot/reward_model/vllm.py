@@ -84,7 +84,8 @@ class VllmScorer:
         """
         self.engine.reset_prefix_cache()  # rewards must not depend on the tiles before
         rows, truncated = render_all(self.renderer, conversations, self.max_tokens, self.pad)
-        results = self.engine.classify([{"prompt_token_ids": ids} for ids in rows], use_tqdm=False)
+        asked = [{"prompt_token_ids": ids} for ids in rows]
+        results = self.engine.classify(asked, use_tqdm=False) if asked else []
         for ids, result in zip(rows, results, strict=True):
             if list(result.prompt_token_ids) != ids:
                 raise RuntimeError("reward_model: vLLM changed the conversation's token ids")
