@@ -141,7 +141,8 @@ def pair_features(pairs: Sequence[Pair], model: Model) -> tuple[list[Pair], np.n
         done += scored
         print(f"features: {done} of {len(rows)} responses, {time.monotonic() - started:.0f} s", flush=True)
 
-    features = backbone.features(rows, progress)
+    names = [pair.prompt for pair in kept for _ in range(2)]
+    features = backbone.features(rows, names, progress)
     return kept, features.reshape(len(kept), 2, *features.shape[1:])
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -45,8 +45,17 @@ def field_identity(part: Any) -> dict[str, Any]:
     return {
         "class": f"{cls.__module__}.{cls.__qualname__}",
         "version": getattr(cls, "version", 1),
-        **{name: identity(value) if dataclasses.is_dataclass(value) else value for name, value in kept.items()},
+        **within(kept, identity),
     }
+
+
+def within(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The value with each component that it is or holds by name replaced by what `change` makes of it."""
+    if dataclasses.is_dataclass(value):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: within(part, change) for name, part in cast("Mapping[str, Any]", value).items()}
+    return value
 
 
 def key(*parts: Any) -> str:
@@ -75,8 +84,7 @@ def to_config(part: Any) -> dict[str, Any]:
     """The component as the plain config that builds it again in another process."""
     cls = type(part)
     values = {name: getattr(part, name) for name in _field_names(cls)}
-    fields = {name: to_config(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
-    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **fields}
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **within(values, to_config)}
 
 
 def build(config: Mapping[str, Any], at: str = "") -> Any:
@@ -91,16 +99,21 @@ def build(config: Mapping[str, Any], at: str = "") -> Any:
     """
     from hydra.utils import get_class  # Hydra is not needed to use a component
 
-    nested = {
-        name: build(cast("Mapping[str, Any]", value), _join(at, name)) if _is_config(value) else value
-        for name, value in config.items()
-        if name != "_target_"
-    }
+    nested = {name: _build_within(value, _join(at, name)) for name, value in config.items() if name != "_target_"}
     cls = get_class(config["_target_"])
     try:
         return cls(**nested)
     except ValidationError as error:
         raise ValueError(explain(error, at, _field_names(cls))) from None
+
+
+def _build_within(value: Any, at: str) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    parts = cast("Mapping[str, Any]", value)
+    if "_target_" in parts:
+        return build(parts, at)
+    return {name: _build_within(part, _join(at, name)) for name, part in parts.items()}
 
 
 def explain(error: ValidationError, at: str, known: list[str]) -> str:
@@ -130,10 +143,6 @@ def _is_runtime(cls: Any, name: str) -> bool:
     fields: dict[str, Any] = getattr(cls, "__pydantic_fields__", {})
     extra = fields[name].json_schema_extra if name in fields else None
     return bool(extra and extra.get("runtime"))
-
-
-def _is_config(value: Any) -> bool:
-    return isinstance(value, Mapping) and "_target_" in value
 
 
 def _join(at: str, name: str) -> str:

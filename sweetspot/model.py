@@ -66,7 +66,7 @@ def content_of(path: str, revision: str | None, at: str) -> dict[str, Any]:
 
 
 def folder_digest(folder: Path, at: str = "model.path") -> str:
-    """SHA-256 over the files that make the model (configs, tokenizer, weights), by name and content.
+    """SHA-256 over the files that make the model (configs, tokenizer, weights, code), by name and content.
 
     A folder that this project made carries its digest in `fingerprint.json`, so that its weights are read only once.
 
@@ -76,7 +76,8 @@ def folder_digest(folder: Path, at: str = "model.path") -> str:
     recorded = folder / FINGERPRINT
     if recorded.exists():
         return json.loads(recorded.read_text())["content"]
-    kept = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".jinja", ".safetensors", ".model")]
+    kinds = (".json", ".jinja", ".safetensors", ".model", ".py")
+    kept = [path for path in sorted(folder.iterdir()) if path.suffix in kinds]
     if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"{at} must be a model folder with a config.json, got {folder}")
     if not any(path.suffix == ".safetensors" for path in kept):

@@ -38,6 +38,13 @@ def tiny_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_armorm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny ArmoRM with the same tokenizer."""
+    pytest.importorskip("transformers")
+    return tiny.save_armorm(tmp_path_factory.mktemp("tiny_armorm"))
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tiny_policy: Path) -> Model:
     """The tiny policy as a component."""
     return Model(name="tiny", path=str(tiny_policy), revision=None, system_prompt=None, trust_remote_code=False)

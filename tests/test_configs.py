@@ -25,7 +25,12 @@ NEEDS = {
     "data=imported": ["data.pool=0123456789abcdef"],
     "reward_model=imported": ["data=imported", "data.pool=0123456789abcdef"],
 }
-NEEDS["reward_model=sequence_classifier"] = ["reward_model.path=some/classifier"]
+NEEDS["reward_model=sequence_classifier"] = NEEDS["reward_model=vllm_classifier"] = [
+    "reward_model.path=some/classifier"
+]
+NEEDS["reward_model=ensemble"] = ["reward_model.mean=null", "reward_model.sd=null"]
+NEEDS["reward_model=length_penalised"] = ["reward_model.slope=0.002"]
+NEEDS["reward_model=python_function"] = ["reward_model.function=tests.tiny.shortest_wins"]
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +96,20 @@ def test_the_paper_s_21_pairs_build_from_overrides() -> None:
         (["reward_model=imported", "data=imported", "data.pool=a", "rounds=2"], ["rounds must be 1", "rounds 2"]),
         (["eval.kl_samples=9"], ["eval", "kl_samples", "got 9"]),
         (["data.limit=0"], ["data.limit", "got 0"]),
+        (["reward_model=armorm", "reward_model.max_tokens=1"], ["reward_model.max_tokens", "got 1"]),
+        (["reward_model=python_function", "reward_model.function=reward"], ["reward_model.function", "got 'reward'"]),
+        (
+            ["reward_model=ensemble", "reward_model.mean=null", "+reward_model.sd={armorm:1.0}"],
+            ["reward_model: sd must have one value a member (armorm, skywork), got armorm"],
+        ),
+        (
+            ["reward_model=ensemble", "reward_model.mean=null", "+reward_model.sd={armorm:1.0,skywork:0}"],
+            ["reward_model: sd must be > 0, got 0 for skywork"],
+        ),
+        (
+            ["reward_model=length_penalised", "reward_model.slope=0", "reward_model.reward_model.batch_tokens=0"],
+            ["reward_model.reward_model.batch_tokens", "got 0"],
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(overrides: list[str], words: list[str]) -> None:
@@ -100,6 +119,16 @@ def test_a_wrong_value_is_refused_in_one_line(overrides: list[str], words: list[
     assert "\n" not in line
     for word in words:
         assert word in line
+
+
+def test_a_member_is_added_to_an_ensemble_on_the_command_line() -> None:
+    built = settings(
+        "reward_model=ensemble",
+        "+reward_model@reward_model.members.small=skywork_v2_qwen3_0_6b",
+        "reward_model.mean=null",
+        "reward_model.sd=null",
+    )
+    assert sorted(built.reward_model.members) == ["armorm", "skywork", "small"]
 
 
 def test_an_unknown_key_or_choice_is_refused_by_hydra() -> None:

@@ -94,7 +94,7 @@ def test_features_are_the_means_of_the_hidden_states_of_each_row_alone(tiny_mode
 
     backbone = Backbone(tiny_model, [1, 2], "float32", 600)
     rows = [backbone.ids(conversation) for conversation in answered(23)]
-    features = backbone.features(rows, silent)
+    features = backbone.features(rows, ["row"] * len(rows), silent)
     network = AutoModelForCausalLM.from_pretrained(tiny_model.path, dtype=torch.float32).eval()
     network.model.norm = torch.nn.Identity()
     for (prompt, response), found in zip(rows, features, strict=True):
@@ -117,7 +117,7 @@ def test_embedded_rewards_are_the_same_in_batches_of_1_to_17_and_in_any_order(ti
         np.testing.assert_allclose(scorer(conversations[::-1], silent).rewards[::-1], alone, atol=1e-5)
 
 
-def test_classifier_rewards_are_the_logits_of_each_conversation_alone(tiny_reward: Path) -> None:
+def test_classifier_rewards_are_the_logits_of_each_conversation_alone(tiny_reward: Path, tiny_model: Model) -> None:
     from transformers import AutoModelForSequenceClassification
 
     conversations = answered(17)
@@ -127,7 +127,7 @@ def test_classifier_rewards_are_the_logits_of_each_conversation_alone(tiny_rewar
     assert found.rewards.dtype == np.float32 and found.heads is None and found.truncated == 0
     for conversation, reward in zip(conversations, found.rewards, strict=True):
         turns = [*conversation.messages, {"role": "assistant", "content": conversation.response}]
-        ids = scorer.tokenizer.apply_chat_template(turns, return_dict=False)
+        ids = load_tokenizer(tiny_model).apply_chat_template(turns, return_dict=False)
         with torch.inference_mode():
             assert network(torch.tensor([ids])).logits.item() == pytest.approx(reward, abs=1e-5)
 

@@ -76,3 +76,39 @@ def save_reward(folder: Path, seed: int = 1) -> Path:
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def shortest_wins(messages: list[dict[str, str]], response: str) -> float:
+    """A reward of one's own: minus the characters, and a bonus for a question."""
+    return 10.0 * messages[-1]["content"].endswith("?") - len(response)
+
+
+OBJECTIVES = 19
+
+
+def save_armorm(folder: Path, seed: int = 2) -> Path:
+    """A tiny ArmoRM by the names and shapes of the published weights, with code beside it that must never run."""
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaModel
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(**_shape(), initializer_range=0.3, num_labels=1)
+    width, hidden, wide = config.hidden_size, 32, OBJECTIVES
+    weights = {f"model.{name}": value for name, value in LlamaModel(config).state_dict().items()}
+    weights |= {"regression_layer.weight": torch.randn(wide, width) / 8, "gating.logit_scale": torch.tensor([1.5])}
+    weights["reward_transform_matrix"] = torch.eye(wide) - 0.1 * torch.rand(wide, wide)
+    for number, (into, out) in enumerate([(width, hidden), (hidden, hidden), (hidden, hidden), (hidden, wide)]):
+        weights[f"gating.layers.{number}.weight"] = torch.randn(out, into) / into**0.5 * 3
+        weights[f"gating.layers.{number}.bias"] = torch.randn(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
+    tokenizer().save_pretrained(folder)
+    heads = {"num_objectives": wide, "gating_temperature": 2, "gating_hidden_dim": hidden, "gating_n_hidden": 3}
+    code = {"AutoModelForSequenceClassification": "modeling_custom.LlamaForRewardModelWithGating"}
+    plain = {**config.to_dict(), **heads, "architectures": ["LlamaForRewardModelWithGating"], "auto_map": code}
+    (folder / "config.json").write_text(json.dumps(plain))
+    (folder / "modeling_custom.py").write_text("raise SystemExit('code of a checkpoint was run')\n")
+    return folder

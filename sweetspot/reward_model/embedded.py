@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from transformers import AutoModel, DynamicCache
+from transformers import AutoModel
 
 from sweetspot.model import Model, load_tokenizer, prompt_ids
 from sweetspot.reward_model import HEADS, Conversation, EmbeddedReward, Scores, shorten
+from sweetspot.reward_model.decoder import Decoder, Row
+from sweetspot.reward_model.rendering import names
+from sweetspot.reward_model.selftest import checked
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Backbone:
     """
 
     def __init__(self, model: Model, layers: Sequence[int], dtype: str, batch_tokens: int) -> None:
-        self.model, self.layers, self.batch_tokens = model, list(layers), batch_tokens
+        self.model, self.layers = model, list(layers)
         self.tokenizer = load_tokenizer(model)
         network: Any = AutoModel.from_pretrained(
             model.path,
@@ -64,7 +67,8 @@ class Backbone:
         )
         network.layers = network.layers[: max(layers)]
         network.norm = torch.nn.Identity()  # the last state that is read is a residual stream like the others
-        self.network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.decoder = Decoder(network, batch_tokens, every_layer=True)
 
     def ids(self, conversation: Conversation) -> tuple[list[int], list[int]]:
         """Prompt and response as token ids: as sampled, or the text followed by the end-of-turn token."""
@@ -74,59 +78,22 @@ class Backbone:
         text = self.tokenizer(conversation.response, add_special_tokens=False)["input_ids"]
         return prompt, [*text, self.tokenizer.eos_token_id]
 
-    def features(self, rows: Sequence[tuple[list[int], list[int]]], progress: Callable[[int], None]) -> np.ndarray:
+    def features(self, rows: Sequence[Row], names: Sequence[str], progress: Callable[[int], None]) -> np.ndarray:
         """Hidden states, averaged over the response's tokens.  # [rows, layers, width], float32
 
         Args:
-            rows: prompt and response of each row as token ids; equal prompts are computed once a batch.
+            rows: prompt and response of each row as token ids; equal prompts are computed once.
+            names: of the rows, for an error.
             progress: told how many rows each batch had.
         """
-        found = np.empty((len(rows), len(self.layers), self.network.config.hidden_size), dtype=np.float32)
-        order = sorted(range(len(rows)), key=lambda row: (len(rows[row][0]), rows[row][0], len(rows[row][1])))
-        for batch in _runs(order, [len(prompt) + len(response) for prompt, response in rows], self.batch_tokens):
-            found[batch] = self._batch([rows[row] for row in batch])
-            progress(len(batch))
-        return found
+        means = self.decoder(rows, names, self._means, progress)  # [rows, layers * width]
+        return means.reshape(len(rows), len(self.layers), self.decoder.network.config.hidden_size)
 
-    @torch.inference_mode()
-    def _batch(self, rows: list[tuple[list[int], list[int]]]) -> np.ndarray:
-        prompts = list(dict.fromkeys(tuple(prompt) for prompt, _ in rows))
-        owner = torch.tensor([prompts.index(tuple(prompt)) for prompt, _ in rows], device=self.network.device)
-        prompt_tokens, prompt_mask = self._pad([list(prompt) for prompt in prompts])  # [prompts, P]
-        tokens, mask = self._pad([response for _, response in rows])  # [rows, R]
-        cache: Any = DynamicCache()
-        self.network(prompt_tokens, attention_mask=prompt_mask, past_key_values=cache, use_cache=True)
-        cache.reorder_cache(owner)
-        states = self.network(
-            tokens,
-            attention_mask=torch.cat([prompt_mask[owner], mask], dim=1),  # the hole between a prompt and P stays masked
-            position_ids=prompt_mask.sum(1)[owner, None] + torch.arange(tokens.shape[1], device=tokens.device),
-            past_key_values=cache,
-            use_cache=True,
-            output_hidden_states=True,
-        ).hidden_states
-        share = (mask / mask.sum(1, keepdim=True)).unsqueeze(1)  # [rows, 1, R]
-        means = [(share @ states[layer].float()).squeeze(1) for layer in self.layers]
-        return torch.stack(means, dim=1).cpu().numpy()
-
-    def _pad(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(len(ids) for ids in rows)
-        tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids in rows])
-        mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows])
-        return tokens.to(self.network.device), mask.to(self.network.device)
-
-
-def _runs(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Consecutive rows of `order` in batches of at most batch_tokens tokens, padding counted."""
-    runs: list[list[int]] = []
-    widest = 0
-    for row in order:
-        widest = max(widest, lengths[row])
-        if not runs or widest * (len(runs[-1]) + 1) > batch_tokens:
-            runs.append([])
-            widest = lengths[row]
-        runs[-1].append(row)
-    return runs
+    def _means(self, ends: torch.Tensor, outputs: Any, lengths: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - no gate
+        states = torch.stack([outputs.hidden_states[layer] for layer in self.layers], dim=1)  # [rows, layers, R, width]
+        within = torch.arange(states.shape[2], device=states.device) < lengths[:, None]  # [rows, R]
+        share = (within / lengths[:, None])[:, None, None]  # [rows, 1, 1, R]
+        return (share @ states.float()).flatten(1)
 
 
 def load(reward_model: EmbeddedReward) -> "EmbeddedScorer":
@@ -137,13 +104,13 @@ def load(reward_model: EmbeddedReward) -> "EmbeddedScorer":
     """
     head = read_head(reward_model.head)
     backbone = Backbone(reward_model.backbone, head.layers, reward_model.dtype, reward_model.batch_tokens)
-    network = backbone.network.config
+    network = backbone.decoder.network.config
     if network.hidden_size != head.weight.shape[1] or network.num_hidden_layers < max(head.layers):
         raise ValueError(
             f"reward_model.backbone must be the model of the heads ({head.weight.shape[1]} wide, at least "
             f"{max(head.layers)} layers), got {network.hidden_size} and {network.num_hidden_layers}"
         )
-    return EmbeddedScorer(backbone, head, reward_model.max_tokens)
+    return checked(EmbeddedScorer(backbone, head, reward_model.max_tokens), reward_model.dtype)
 
 
 @dataclass(frozen=True)
@@ -164,4 +131,5 @@ class EmbeddedScorer:
         rows = [self.backbone.ids(conversation) for conversation in conversations]
         fitting = [shorten(prompt, response, self.max_tokens) for prompt, response in rows]
         truncated = sum(one != other for one, other in zip(rows, fitting, strict=True))
-        return Scores(self.head(self.backbone.features(fitting, progress)), None, truncated)
+        features = self.backbone.features(fitting, names(conversations), progress)
+        return Scores(self.head(features), None, truncated)

@@ -6,70 +6,113 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.modeling_layers import GenericForSequenceClassification
 
-from sweetspot.reward_model import Conversation, Scores, SequenceClassifier, batches, shorten
+from sweetspot.reward_model import Conversation, Scorer, Scores, SequenceClassifier
+from sweetspot.reward_model.decoder import Budget, Decoder, last, sees_the_whole_past, split
+from sweetspot.reward_model.rendering import asked, names, render_all, tokenizer_of
+from sweetspot.reward_model.selftest import checked
 
 
-def load(reward_model: SequenceClassifier) -> "ClassifierScorer":
+def load(reward_model: SequenceClassifier) -> Scorer:
     """The scorer with the classifier in memory.
 
     Raises:
         ValueError: when it has no chat template, not exactly one logit, or no trained head.
+        RuntimeError: when a reward depends on its batch.
     """
     place = {"revision": reward_model.revision, "trust_remote_code": reward_model.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(reward_model.path, **place)
-    if not tokenizer.chat_template:
-        raise ValueError(f"reward_model.path must have a tokenizer with a chat template, {reward_model.path} has none")
-    logits = AutoConfig.from_pretrained(reward_model.path, **place).num_labels
-    if logits != 1:
-        raise ValueError(f"reward_model.path must be a classifier with one logit, {reward_model.path} has {logits}")
+    tokenizer = tokenizer_of(reward_model.path, **place)
+    check_one_logit(reward_model.path, AutoConfig.from_pretrained(reward_model.path, **place))
+    network: Any
     network, report = AutoModelForSequenceClassification.from_pretrained(
         reward_model.path,
         dtype=getattr(torch, reward_model.dtype),
+        use_safetensors=True,  # a .bin file can run code
         output_loading_info=True,
-        use_safetensors=True,
         **place,
     )
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"]))
-        raise ValueError(f"reward_model.path must hold a whole trained classifier, {reward_model.path} lacks {missing}")
+    check_whole(reward_model.path, report["missing_keys"])
     network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    kind = DecoderScorer if decodes(network) else PaddedScorer
     pad = network.config.get_text_config().pad_token_id
-    return ClassifierScorer(network, tokenizer, pad, reward_model.max_tokens, reward_model.batch_tokens)
+    return checked(
+        kind(network, tokenizer, pad, reward_model.max_tokens, reward_model.batch_tokens), reward_model.dtype
+    )
 
 
-@dataclass(frozen=True)
-class ClassifierScorer:
-    """Conversations rendered by the classifier's own template; the reward is the raw logit."""
+def decodes(network: Any) -> bool:
+    """Whether a classifier is a decoder of transformers' own pattern, whose prompts can be computed once."""
+    return isinstance(network, GenericForSequenceClassification) and sees_the_whole_past(network.config)  # pyright: ignore
 
-    network: Any
-    tokenizer: Any
-    pad: int | None
-    max_tokens: int
-    batch_tokens: int
+
+def check_one_logit(path: str, config: Any) -> None:
+    """Refuse a classifier of classes.
+
+    Raises:
+        ValueError: when the config names more than one label.
+    """
+    if config.num_labels != 1:
+        raise ValueError(f"reward_model.path must be a classifier with one logit, {path} has {config.num_labels}")
+
+
+def check_whole(path: str, missing: Sequence[str]) -> None:
+    """Refuse weights with a part that was never trained.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if missing:
+        raise ValueError(
+            f"reward_model.path must hold a whole trained classifier, {path} lacks {', '.join(sorted(missing))}"
+        )
+
+
+class DecoderScorer:
+    """Conversations rendered by the classifier's own template, the prompt computed once for all its responses; the
+    reward is the raw logit."""
+
+    tokenizer = None  # it reads text
+
+    def __init__(self, network: Any, renderer: Any, pad: int | None, max_tokens: int, batch_tokens: int) -> None:
+        self.network, self.renderer, self.pad, self.max_tokens = network, renderer, pad, max_tokens
+        self.decoder = Decoder(network.base_model, batch_tokens, every_layer=False)
 
     def __call__(self, conversations: Sequence[Conversation], progress: Callable[[int], None]) -> Scores:
         """The rewards; see `Scorer`."""
-        whole = [self._render(conversation) for conversation in conversations]
-        rows = [shorten(ids, [], self.max_tokens)[0] for ids in whole]
+        ids, truncated = render_all(self.renderer, conversations, self.max_tokens, self.pad)
+        rows = split(ids, asked(conversations))
+        logits = self.decoder(rows, names(conversations), self._read, progress)  # [rows, 1]
+        return Scores(logits[:, 0], None, truncated)
+
+    def _read(self, ends: torch.Tensor, outputs: Any, lengths: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - no gate
+        return self.network.score(last(outputs.last_hidden_state, lengths))
+
+
+@dataclass(frozen=True)
+class PaddedScorer:
+    """The same for any other classifier (encoders, sliding windows): whole conversations in batches of like length."""
+
+    network: Any
+    renderer: Any
+    pad: int | None
+    max_tokens: int
+    batch_tokens: int
+    tokenizer = None  # it reads text
+
+    def __call__(self, conversations: Sequence[Conversation], progress: Callable[[int], None]) -> Scores:
+        """The rewards; see `Scorer`."""
+        rows, truncated = render_all(self.renderer, conversations, self.max_tokens, None)
         rewards = np.empty(len(rows), dtype=np.float32)
-        for batch in batches([len(ids) for ids in rows], self.batch_tokens):
-            rewards[batch] = self._batch([rows[row] for row in batch])
+        budget = Budget(self.batch_tokens)
+        widths = list(map(len, rows))
+        for batch, logits in budget.batches(
+            widths, names(conversations), lambda some: self._batch([rows[row] for row in some])
+        ):
+            rewards[batch] = logits
             progress(len(batch))
-        return Scores(rewards, None, sum(len(ids) > self.max_tokens for ids in whole))
-
-    def _render(self, conversation: Conversation) -> list[int]:
-        """The ids of the conversation with its answer, by the chat template alone, so that nothing adds a second BOS.
-
-        Raises:
-            ValueError: when the template itself doubles it.
-        """
-        turns = [*conversation.messages, {"role": "assistant", "content": conversation.response}]
-        ids = self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-        if self.tokenizer.bos_token_id is not None and ids[:2] == [self.tokenizer.bos_token_id] * 2:
-            raise ValueError("reward_model.path: the chat template starts a conversation with two BOS tokens")
-        return [int(token) for token in ids]
+        return Scores(rewards, None, truncated)
 
     @torch.inference_mode()
     def _batch(self, rows: list[list[int]]) -> np.ndarray:

@@ -38,7 +38,8 @@ def main(job: Mapping[str, Any], emit: Emit) -> None:
 
     def load() -> tuple[Scorer, bool, dict[str, Any]]:
         scorer = build(job["reward_model"]).scorer()
-        shared = policy is not None and shares_tokens(policy, job["probe"], scorer.tokenizer)
+        reads = scorer.tokenizer is not None
+        shared = reads and policy is not None and shares_tokens(policy, job["probe"], scorer.tokenizer)
         prompts = pq.read_table(job["prompts"], schema=PROMPTS).to_pylist()
         return scorer, shared, {row["prompt_id"]: row["messages"] for row in prompts}
 
@@ -51,6 +52,7 @@ def main(job: Mapping[str, Any], emit: Emit) -> None:
                 conversation(policy, prompts[row["prompt_id"]]) if policy else prompts[row["prompt_id"]],
                 row["response"],
                 row["token_ids"] if shared else None,
+                row["n_tokens"],
             )
             for row in rows
         ]

@@ -125,14 +125,8 @@ class VllmSampler(Sampler):
         return [[stream_seed(self.seed, tile_name(prompt_ids, first))] * n] * len(prompt_ids)
 
     def environment(self) -> dict[str, str]:
-        """One process, all given threads, and no call home."""
-        return {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_CPU_KVCACHE_SPACE": str(self.kv_cache_gb),
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": "WARNING",
-        }
+        """That of every vLLM engine here."""
+        return vllm_environment(self.kv_cache_gb)
 
     def load(self, model: Model, ends: list[int], pad: int) -> Engine:  # noqa: ARG002 - vLLM pads nothing
         """The vLLM engine.
@@ -143,6 +137,17 @@ class VllmSampler(Sampler):
         from sweetspot.sampler import vllm
 
         return vllm.load(self, model, ends)
+
+
+def vllm_environment(kv_cache_gb: int) -> dict[str, str]:
+    """What a vLLM engine runs in: one process, all given threads, kv_cache_gb of cache on processors, no call home."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gb),
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
 
 
 @component

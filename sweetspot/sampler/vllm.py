@@ -28,7 +28,7 @@ def open_engine(sampler: VllmSampler, model: Model) -> Any:
     prompts that can be in flight fit one step: vLLM 0.32 stops with "CPU Generator does not use offset" when it
     prefills a request with its own seed in parts.
     """
-    _check_machine()
+    check_machine("sampler", WAY_OUT)
     import torch
     from vllm import LLM
 
@@ -112,16 +112,24 @@ def _reseed(worker: Any, seed: int) -> None:  # noqa: ARG001 - vLLM's signature
     torch.manual_seed(seed)
 
 
-def _check_machine() -> None:
-    """Refuse a machine on which vLLM would fail later and less clearly."""
+def check_machine(at: str, way_out: str) -> None:
+    """Refuse a machine on which vLLM would fail later and less clearly.
+
+    Args:
+        at: the component that wants vLLM ("sampler"), for the error.
+        way_out: what the user can do instead.
+
+    Raises:
+        RuntimeError: naming what is missing.
+    """
     if importlib.util.find_spec("vllm") is None:
-        raise RuntimeError(f"sampler: vLLM is not installed; ./install.sh installs it where it can run, or {WAY_OUT}")
+        raise RuntimeError(f"{at}: vLLM is not installed; ./install.sh installs it where it can run, or {way_out}")
     import torch
 
     if torch.cuda.is_available():
         return
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     if "avx2" not in flags and "avx512f" not in flags:
-        raise RuntimeError(f"sampler: vLLM's CPU build needs AVX2 or AVX-512, which this processor lacks; {WAY_OUT}")
+        raise RuntimeError(f"{at}: vLLM's CPU build needs AVX2 or AVX-512, which this processor lacks; {way_out}")
     if not (shutil.which("g++") or shutil.which("clang++")):
-        raise RuntimeError(f"sampler: vLLM's CPU build needs a C++ compiler (g++ or clang++); install one or {WAY_OUT}")
+        raise RuntimeError(f"{at}: vLLM's CPU build needs a C++ compiler (g++ or clang++); install one or {way_out}")

@@ -181,7 +181,8 @@ def score(samples: Samples, reward_model: RewardModel, run: Run, title: str = "s
             "tiles": list(_to_score(samples, folder, plan)),
         }
         group: int = getattr(reward_model, "tensor_parallel", 1)
-        made = run.fill(title, "sweetspot.reward_model.worker", job, len(plan.missing), group)
+        environment = reward_model.environment()
+        made = run.fill(title, "sweetspot.reward_model.worker", job, len(plan.missing), group, environment)
         plan = _reward_plan(samples, folder, run, None)
     run.did(title, "tiles", made, len(plan.tiles) - made, started)
     return Rewards(name, folder, samples, plan.tiles)

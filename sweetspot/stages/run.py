@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from sweetspot import launch
-from sweetspot.component import key
+from sweetspot.component import key, within
 from sweetspot.launch import Launch
 from sweetspot.logger import Sink
 from sweetspot.model import EMBEDDED, Model
@@ -125,7 +125,7 @@ def prepare(part: Any, run: Run) -> Any:
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        if dataclasses.is_dataclass(value) and (ready := prepare(value, run)) is not value:
+        if (ready := within(value, lambda inner: prepare(inner, run))) != value:
             changed[field.name] = ready
     return dataclasses.replace(part, **changed) if changed else part
 
