@@ -153,7 +153,7 @@ def test_the_objectives_go_into_the_table_and_a_nan_names_its_sample(
 ) -> None:
     prompts, tiles = pool(tiny_model, tmp_path)
     job = {"reward_model": to_config(armorm(tiny_armorm)), "model": to_config(tiny_model), "probe": None}
-    job |= {"prompts": str(prompts), "tiles": tiles}
+    job |= {"prompts": str(prompts), "tiles": tiles, "lease_seconds": 60}
     worker.main(job, silent)
     rows = read_tile(Path(tiles[0]["rewards"]), REWARDS)[0].to_pylist()
     assert [len(row["heads"]) for row in rows] == [19, 19, 19]

@@ -144,7 +144,7 @@ def test_a_nan_for_one_response_names_it_and_leaves_what_was_complete(
         "length_penalised": LengthPenalised(reward_model=function, slope=0.1),
     }
     prompts, tiles = pool(tiny_model, tmp_path)
-    job: dict[str, Any] = {"model": to_config(tiny_model), "probe": None, "prompts": str(prompts)}
+    job: dict[str, Any] = {"model": to_config(tiny_model), "probe": None, "prompts": str(prompts), "lease_seconds": 60}
     worker.main({**job, "reward_model": to_config(SHORTEST), "tiles": tiles[:1]}, silent)
     before = Path(tiles[0]["rewards"]).read_bytes()
     with pytest.raises(ValueError, match=r"must be finite, got .*nan.* for prompt_id [0-9a-f]{16}, sample_index 1"):
