@@ -22,10 +22,16 @@ with warnings.catch_warnings():
 from sweetspot import logprob, trainer
 from sweetspot.component import to_config
 from sweetspot.dpo import DPO, DeepSpeed
+from sweetspot.logprob.forward import PLAIN
 from sweetspot.model import Model, load_tokenizer, prompt_ids
 
 SETTINGS = DPO(
+    loss="dpo",
     beta=0.1,
+    label_smoothing=0.0,
+    gamma=0.0,
+    length_alpha=0.0,
+    sft_weight=0.0,
     learning_rate=1e-3,
     schedule="cosine",
     warmup_ratio=0.2,
@@ -35,10 +41,13 @@ SETTINGS = DPO(
     batch_size=4,
     max_tokens=256,
     max_prompt_tokens=128,
+    held_out_share=0.0,
     dtype="float64",
     autocast=None,
     seed=3,
     reference="previous",
+    batching="auto",
+    matmul="auto",
     device_batch_size=2,
     reference_batch_tokens=512,
     gradient_checkpointing=False,
@@ -74,9 +83,12 @@ def test_the_curve_is_that_of_trl_to_1e_5(tiny_model: Model, tmp_path: Path) -> 
     theirs = _theirs(rows, tiny_model, tokenizer, tmp_path)
     assert len(ours) == len(theirs) == 6
     assert ours[0]["loss"] != pytest.approx(ours[-1]["loss"], abs=1e-2), "a curve that does not move proves nothing"
+    for row in (*ours[:2], *theirs[:2]):  # where policy and reference agree, which is above is a matter of rounding
+        row.pop("rewards/accuracy", None), row.pop("rewards/accuracies", None)
     for mine, other in zip(ours, theirs, strict=True):
-        found = {name: mine[name] for name in KEYS}
-        assert found == pytest.approx({name: other[key] for name, key in KEYS.items()}, rel=1e-6, abs=1e-5)
+        found = {name: mine[name] for name in KEYS if name in mine}
+        expected = {name: other[key] for name, key in KEYS.items() if key in other}
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-5)
 
 
 def _row(index: int, model: Model, tokenizer: Any) -> dict[str, Any]:
@@ -91,7 +103,7 @@ def _row(index: int, model: Model, tokenizer: Any) -> dict[str, Any]:
         "pair_index": 0,
         "messages": messages,
         **{f"{side}_ids": ids[side] for side in texts},
-        **{f"reference_{side}": logprob.logprobs([(prompt, ids[side])], network, SETTINGS)[0] for side in texts},
+        **{f"reference_{side}": logprob.logprobs([(prompt, ids[side])], network, SETTINGS, PLAIN)[0] for side in texts},
         "texts": {"prompt": tokenizer.decode(prompt), **texts},
     }
 
