@@ -1,4 +1,4 @@
-"""python experiments/benchmarks/training.py [--layers 30] [--batch 4] [--steps 3] [--repeats 5] [--lengths 256,256 32,256]
+"""python experiments/benchmarks/training.py [--layers 30] [--batch 4] [--steps 1] [--repeats 5] [--lengths 256,256 32,256]
 
 Pairs a second and peak memory of our training against TRL's DPOTrainer at its fastest exact settings: precomputed
 reference log-probabilities, padded rows, no gradient checkpointing. A SmolLM2-135M with random weights, float32, random
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=30, help="of the model (SmolLM2-135M: 30)")
     parser.add_argument("--batch", type=int, default=4, help="pairs per step, in one forward pass")
-    parser.add_argument("--steps", type=int, default=2, help="steps that are timed, after one that is not")
+    parser.add_argument("--steps", type=int, default=1, help="steps that are timed, after one that is not")
     parser.add_argument("--repeats", type=int, default=5, help="how often the two alternate")
     parser.add_argument("--lengths", nargs="+", default=["256,256", "32,256"], help="prompt,response in tokens")
     parser.add_argument("--ours", nargs="*", default=[], help="fields of DPO for our side: matmul=torch batching=padded")
@@ -151,9 +151,10 @@ def measure(
         trainer, loss = start(network, cuts, settings(batch, changes), Path(folder))
         trainer.add_callback(clock)
         trainer.train()
+        last_loss = loss()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # KB on Linux
     rate = batch * steps / (clock.times[-1] - clock.times[0])
-    return {"rate": rate, "peak": peak, "above": peak - before, "loss": loss()}
+    return {"rate": rate, "peak": peak, "above": peak - before, "loss": last_loss}
 
 
 def resident() -> float:
@@ -175,7 +176,7 @@ def our_trainer(network: Any, cuts: list[Any], dpo: Any, folder: Path) -> tuple[
     pairs = [TrainingPair(*cut, *found[2 * row : 2 * row + 2]) for row, cut in enumerate(cuts)]
     history = History(folder / "history.jsonl", after=0)
     trainer = PairTrainer(network, pairs, [], dpo, forward, folder / "checkpoints", history, lambda _: None)
-    return trainer, lambda: history.rows()[-1]["loss"] if (folder / "history.jsonl").exists() else last(trainer)
+    return trainer, lambda: history.rows()[-1]["loss"]
 
 
 def trl_trainer(network: Any, cuts: list[Any], dpo: Any, folder: Path) -> tuple[Any, Any]:
@@ -184,6 +185,12 @@ def trl_trainer(network: Any, cuts: list[Any], dpo: Any, folder: Path) -> tuple[
     from trl import DPOConfig, DPOTrainer
 
     from tests import tiny
+
+    class OnIds(DPOTrainer):
+        """TRL's trainer on token ids as they are."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
 
     arguments = DPOConfig(
         output_dir=str(folder),
@@ -211,13 +218,8 @@ def trl_trainer(network: Any, cuts: list[Any], dpo: Any, folder: Path) -> tuple[
     )
     data = Dataset.from_list([dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), cut, strict=True)) for cut in cuts])
     network.config._name_or_path = str(folder)
-    trainer = DPOTrainer(model=network, args=arguments, train_dataset=data, processing_class=tiny.tokenizer())
-    return trainer, lambda: last(trainer)
-
-
-def last(trainer: Any) -> float:
-    """The loss of a trainer's last step."""
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row][-1]
+    trainer = OnIds(model=network, args=arguments, train_dataset=data, processing_class=tiny.tokenizer())
+    return trainer, lambda: [row["loss"] for row in trainer.state.log_history if "loss" in row][-1]
 
 
 if __name__ == "__main__":
