@@ -1,4 +1,4 @@
-"""The settings of training: loss, optimizer, batching, and how it is spread over devices. `sweetspot.trainer` runs them."""
+"""The settings of training, and how it is spread over devices. `sweetspot.trainer` runs them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -91,7 +91,7 @@ class DPO:
             raise ValueError(f"sft_weight must be 0 with loss=orpo, which has an NLL term, got {self.sft_weight}")
         if self.reference_free and self.reference != "previous":
             raise ValueError(
-                f"reference must be left at previous with loss={self.loss}, which has no reference, got {self.reference}"
+                f"reference must be left at previous with loss={self.loss}, which has none, got {self.reference}"
             )
 
     @property

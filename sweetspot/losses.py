@@ -54,8 +54,8 @@ class PairLogprobs:
 def dpo(pairs: PairLogprobs, *, beta: float, label_smoothing: float) -> Tensor:
     """-(1 - e) log sigmoid(beta D) - e log sigmoid(-beta D), e the label smoothing.
 
-    At e = 0 the loss of Rafailov et al. 2023, equation 7; else the conservative DPO of Mitchell 2023 (cDPO), which holds
-    a label to be wrong with chance e. A pair that policy and reference see alike has the loss log 2.
+    At e = 0 the loss of Rafailov et al. 2023, equation 7; else the conservative DPO of Mitchell 2023 (cDPO), which
+    holds a label to be wrong with chance e. A pair that policy and reference see alike has the loss log 2.
     """
     margin = beta * pairs.difference()
     return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
@@ -85,35 +85,35 @@ def hinge(pairs: PairLogprobs, *, beta: float) -> Tensor:
 
 
 def rdpo(pairs: PairLogprobs, *, beta: float, length_alpha: float) -> Tensor:
-    """-log sigmoid(beta D + alpha (|chosen| - |rejected|)): R-DPO, whose reward pays alpha per token (Park et al. 2024,
-    equation 9). Where the chosen response is the longer one, the pair pulls less."""
+    """-log sigmoid(beta D + alpha (|chosen| - |rejected|)): R-DPO, whose reward pays alpha per token (Park et al.
+    2024, equation 9). Where the chosen response is the longer one, the pair pulls less."""
     return -logsigmoid(beta * pairs.difference() + length_alpha * (pairs.chosen_tokens - pairs.rejected_tokens))
 
 
 def apo_zero(pairs: PairLogprobs, *, beta: float) -> Tensor:
-    """1 - sigmoid(beta r(chosen)) + sigmoid(beta r(rejected)): anchored, chosen goes up and rejected down each by itself
-    (D'Oosterlinck et al. 2024, equation 7)."""
+    """1 - sigmoid(beta r(chosen)) + sigmoid(beta r(rejected)): anchored, chosen goes up and rejected down each by
+    itself (D'Oosterlinck et al. 2024, equation 7)."""
     chosen, rejected = pairs.ratios()
     return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
 
 
 def sppo_hard(pairs: PairLogprobs, *, beta: float) -> Tensor:
-    """(r(chosen) - 1 / (2 beta))^2 + (r(rejected) + 1 / (2 beta))^2: self-play preference optimisation with P = 1 for the
-    winner and 0 for the loser (Wu et al. 2024, equation 4.7, beta = 1 / eta)."""
+    """(r(chosen) - 1 / (2 beta))^2 + (r(rejected) + 1 / (2 beta))^2: self-play preference optimisation with P = 1 for
+    the winner and 0 for the loser (Wu et al. 2024, equation 4.7, beta = 1 / eta)."""
     chosen, rejected = pairs.ratios()
     return (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2
 
 
 def simpo(pairs: PairLogprobs, *, beta: float, gamma: float) -> Tensor:
-    """-log sigmoid(beta (log pi(chosen) / |chosen| - log pi(rejected) / |rejected|) - gamma): reference-free (Meng et al.
-    2024, equation 6); gamma is the margin of rewards that is aimed at."""
+    """-log sigmoid(beta (log pi(chosen) / |chosen| - log pi(rejected) / |rejected|) - gamma): reference-free (Meng et
+    al. 2024, equation 6); gamma is the margin of rewards that is aimed at."""
     chosen, rejected = pairs.means()
     return -logsigmoid(beta * (chosen - rejected) - gamma)
 
 
 def orpo(pairs: PairLogprobs, *, beta: float) -> Tensor:
-    """-log P(chosen) - beta log sigmoid(log odds P(chosen) - log odds P(rejected)), P(y) = pi(y)^(1 / |y|), reference-free
-    (Hong et al. 2024, equations 4, 6 and 7, beta their lambda).
+    """-log P(chosen) - beta log sigmoid(log odds P(chosen) - log odds P(rejected)), P(y) = pi(y)^(1 / |y|):
+    reference-free (Hong et al. 2024, equations 4, 6 and 7, beta their lambda).
 
     The first term is the NLL of the response alone, per token. P = 1 has infinite odds, so that its loss is not finite.
     """

@@ -14,9 +14,9 @@ torch = pytest.importorskip("torch")
 from sweetspot.dpo import READS, REFERENCE_FREE
 from sweetspot.losses import LOSSES, PairLogprobs, nll, rewards, sequence_logprobs, token_logprobs
 
-
-# (loss, options, (chosen, rejected), (value, d / d chosen, d / d rejected)): r(chosen) = 1 and r(rejected) = -1, D = 2, of
-# 4 and 6 tokens. s(x) is the logistic sigmoid: s(1) = .7310585786, s(-1) = .2689414214, log(1 + 1/e) = .3132616875.
+# (loss, options, (chosen, rejected), (value, d / d chosen, d / d rejected)). Where no ends are given they are -10 and
+# -12, so r(chosen) = 1 and r(rejected) = -1, D = 2, of 4 and 6 tokens.
+# s(x) is the logistic sigmoid: s(1) = .7310585786, s(-1) = .2689414214, log(1 + 1/e) = .3132616875.
 HAND_WORKED = [
     # beta D = 1: log(1 + 1/e), and beta s(-1) = .1344707107
     ("dpo", {"beta": 0.5, "label_smoothing": 0}, None, (0.3132616875, -0.1344707107, 0.1344707107)),

@@ -10,16 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sweetspot.component import build
-from sweetspot.dpo import DPO
+from sweetspot.component import build, to_config
+from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.launch import Launch
 from sweetspot.model import Model
 from sweetspot.sampler import Tile
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
-from sweetspot.stages import Rewards, Run, Samples, select
+from sweetspot.stages import Rewards, Run, Samples, select, train
 from sweetspot.stages.policy import logprob_key
 from sweetspot.store import Store, write_tile
 from sweetspot.strategy import PositionPair
+from tests import tiny
 
 TEXTS = ["one", "long", "three"]
 TURNS = [[{"role": "user", "content": text}] for text in TEXTS]
@@ -100,28 +101,7 @@ def test_the_same_selection_is_reused_and_another_strategy_is_not(rewards: Rewar
     assert [stage.made for stage in run.stages] == [1, 0, 1]
 
 
-DPO_CONFIG = {
-    "_target_": "sweetspot.dpo.DPO",
-    "beta": 0.1,
-    "learning_rate": 1e-5,
-    "schedule": "linear",
-    "warmup_ratio": 0.1,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "epochs": 1,
-    "batch_size": 4,
-    "max_tokens": 64,
-    "max_prompt_tokens": 32,
-    "dtype": "float32",
-    "autocast": None,
-    "seed": 0,
-    "reference": "previous",
-    "device_batch_size": 4,
-    "reference_batch_tokens": 256,
-    "gradient_checkpointing": False,
-    "save_every": 4,
-    "save_total_limit": 1,
-}
+DPO_CONFIG = to_config(tiny.dpo(dtype="float32", max_tokens=64, max_prompt_tokens=32))
 
 
 @pytest.mark.parametrize(
@@ -140,6 +120,20 @@ def test_reference_rows_are_shared_unless_numerics_or_truncation_change(
     dpo: DPO = build(DPO_CONFIG)
     other: DPO = build({**DPO_CONFIG, **change})
     assert (logprob_key(tiny_model, dpo, "pool") == logprob_key(tiny_model, other, "pool")) is same
+
+
+@pytest.mark.slow
+def test_a_reference_free_loss_computes_no_reference_and_keeps_none_in_its_key(
+    rewards: Rewards, run: Run, tiny_model: Model, tmp_path: Path
+) -> None:
+    pairs = select(rewards, PositionPair(chosen="max", rejected="min"), run)
+    settings = tiny.dpo(loss="simpo", gamma=0.5, epochs=1)
+    other = tiny_model.at(tiny.save_policy(tmp_path / "other", seed=5))
+    made = [train(pairs, tiny_model, model, settings, DeepSpeed(stage=0), {}, run) for model in (tiny_model, other)]
+    assert [(stage.name, stage.made) for stage in run.stages] == [("select", 1), ("train", 1), ("train", 0)]
+    assert made[0].key == made[1].key
+    assert not (run.store.root / "logprobs").exists()
+    assert made[0].history[0]["rewards/chosen"] < 0
 
 
 def test_reference_rows_are_stale_when_model_template_or_pool_change(

@@ -25,39 +25,12 @@ from sweetspot.model import Model, Probe, TemplateError, load_tokenizer, prompt_
 from sweetspot.schema import LOGPROBS
 from sweetspot.store import read_tile
 from sweetspot.trainer.checkpoints import CHECKPOINTS, WHOLE, last_whole
-from sweetspot.trainer.pair_trainer import collate_pairs, without_dropout
-from sweetspot.trainer.pairs import training_pairs
+from sweetspot.trainer.pair_trainer import collate_pairs, measure, without_dropout
+from sweetspot.trainer.pairs import TrainingPair, regroup, split, training_pairs
+from tests import tiny
 
 END = 2
-SETTINGS = DPO(
-    loss="dpo",
-    beta=0.1,
-    label_smoothing=0.0,
-    gamma=0.0,
-    length_alpha=0.0,
-    sft_weight=0.0,
-    learning_rate=1e-3,
-    schedule="linear",
-    warmup_ratio=0.1,
-    weight_decay=0.0,
-    max_grad_norm=1.0,
-    epochs=2,
-    batch_size=4,
-    max_tokens=128,
-    max_prompt_tokens=96,
-    held_out_share=0.0,
-    dtype="float64",
-    autocast=None,
-    seed=0,
-    reference="previous",
-    batching="auto",
-    matmul="auto",
-    device_batch_size=4,
-    reference_batch_tokens=256,
-    gradient_checkpointing=False,
-    save_every=2,
-    save_total_limit=1,
-)
+SETTINGS = tiny.dpo()
 SPEED = {"speed/pairs_per_second", "speed/tokens_per_second", "speed/flops_use", "memory/peak_gb"}
 
 
@@ -125,6 +98,22 @@ def test_a_pair_without_reference_is_refused_by_name(tiny_model: Model) -> None:
         ({"autocast": "bfloat16"}, "dpo: autocast must be null unless dtype is float32, got bfloat16 with float64"),
         ({"beta": 0.0}, "dpo.beta: must be greater than 0, got 0.0"),
         ({"schedule": "constant"}, "dpo.schedule: must be 'linear' or 'cosine', got 'constant'"),
+        ({"loss": "kto"}, "dpo.loss: must be 'dpo', .* got 'kto'"),
+        ({"label_smoothing": 0.5}, "dpo.label_smoothing: must be less than 0.5, got 0.5"),
+        (
+            {"loss": "ipo", "label_smoothing": 0.1},
+            r"dpo: label_smoothing must be 0 with loss=ipo, .* \(it is for dpo, robust\), got 0.1",
+        ),
+        ({"gamma": 0.5}, r"dpo: gamma must be 0 with loss=dpo, .* \(it is for simpo\), got 0.5"),
+        ({"length_alpha": 0.1}, r"dpo: length_alpha must be 0 with loss=dpo, .* \(it is for rdpo\), got 0.1"),
+        (
+            {"loss": "orpo", "sft_weight": 1.0},
+            "dpo: sft_weight must be 0 with loss=orpo, which has an NLL term, got 1.0",
+        ),
+        (
+            {"loss": "simpo", "reference": "first"},
+            "dpo: reference must be left at previous with loss=simpo, which has none, got first",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(changes: dict[str, Any], text: str) -> None:
@@ -240,13 +229,61 @@ def test_how_a_step_is_cut_into_forward_passes_changes_nothing(
 ) -> None:
     """10 pairs in steps of 4: an epoch's last step has 2, which a mean of means over forward passes would misweigh.
 
-    In the first two steps (the first moves nothing, its rate is 0) policy and reference agree, and which of the two is above the other is a matter of rounding.
+    In the first two steps (the first moves nothing, its rate is 0) policy and reference agree, and which of the two
+    is above the other is a matter of rounding.
     """
     whole, _ = _train(tmp_path / "whole", tiny_model, SETTINGS, count=10)
     cut, _ = _train(tmp_path / "cut", tiny_model, dataclasses.replace(SETTINGS, **changes), count=10)
     assert [row.pop("rewards/accuracy") for row in whole][2:] == [row.pop("rewards/accuracy") for row in cut][2:]
     for ours, theirs in zip(whole, cut, strict=True):
         assert ours == pytest.approx(theirs, rel=0, abs=1e-10)
+
+
+@pytest.mark.parametrize("loss", ["simpo", "orpo"])
+def test_a_reference_free_loss_trains_on_pairs_without_references(loss: str, tiny_model: Model, tmp_path: Path) -> None:
+    """The mean log-probability per token of 10 pairs, times beta, is the reward; NaN references are not read."""
+    settings = dataclasses.replace(SETTINGS, loss=loss, batch_size=5, device_batch_size=5)
+    history, _ = _train(tmp_path, tiny_model, settings, count=10, reference=math.nan)
+    assert all(math.isfinite(value) for row in history for value in row.values())
+    assert history[0]["rewards/chosen"] < -0.1
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_held_out_pairs_are_those_of_the_same_prompts_and_measured_after_each_epoch(
+    tiny_model: Model, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(SETTINGS, held_out_share=0.3)
+    rows = _rows(30)
+    kept, held_out = split(rows, settings)
+    assert 3 <= len(held_out) <= 15
+    assert [row["prompt_id"] for row in split(rows[::-1], settings)[1]] == [row["prompt_id"] for row in held_out][::-1]
+    assert {row["prompt_id"] for row in held_out} < {
+        row["prompt_id"] for row in split(rows, dataclasses.replace(settings, held_out_share=0.6))[1]
+    }, "a larger share holds out more prompts, and those too"
+    history, events = _train(tmp_path, tiny_model, settings, count=30)
+    assert events[0] == {"metrics": {"pairs": len(kept), "too_long": 0, "held_out": len(held_out)}}
+    measured = [row for row in history if "held_out/loss" in row]
+    assert [row["epoch"] for row in measured] == [1, 2]
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").double()
+    pairs, _ = training_pairs(
+        _with_references(held_out, tiny_model, settings), tiny_model, load_tokenizer(tiny_model), settings
+    )
+    sums = measure(policy, collate_pairs(pairs, PLAIN), PLAIN, settings)[1]
+    assert measured[-1]["held_out/loss"] == pytest.approx(sums[1].item() / len(held_out), abs=1e-6)
+    assert measured[-1]["held_out/logps/chosen"] == pytest.approx(sums[-2].item() / len(held_out), rel=1e-6)
+
+
+def test_a_share_that_holds_out_every_pair_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dpo.held_out_share must leave pairs to train on, got 0.999999: all 3 go"):
+        split(_rows(3), dataclasses.replace(SETTINGS, held_out_share=0.999999))
+
+
+def test_a_step_s_pairs_are_cut_by_length_for_padded_rows_and_evened_out_for_packed_ones() -> None:
+    """Of 2, 10, 4 and 8 tokens: padded 10 8 and 4 2; else 10, then 8 and 4 to the other, which is full, and 2."""
+    two, ten, four, eight = (TrainingPair([], [1] * length, [], 0, 0) for length in (2, 10, 4, 8))
+    assert regroup([two, ten, four, eight], [2, 2], "padded") == [[ten, eight], [four, two]]
+    assert regroup([two, ten, four, eight], [2, 2], "shared_prefix") == [[ten, two], [eight, four]]
+    assert regroup([two, ten, four], [2, 1], "packed") == [[ten, two], [four]]
 
 
 def test_a_seed_gives_one_policy_and_another_seed_another(tiny_model: Model, tmp_path: Path) -> None:
@@ -353,12 +390,16 @@ def _train(
     settings: DPO,
     count: int,
     killed_at: int | None = None,
+    reference: float | None = None,
     probe: dict[str, Any] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Train on `count` pairs into folder/policy; returns the history and the events."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "pairs.parquet"
-    pq.write_table(pa.Table.from_pylist(_with_references(_rows(count), model, settings)), path)
+    rows = _with_references(_rows(count), model, settings)
+    if reference is not None:
+        rows = [{**row, "reference_chosen": reference, "reference_rejected": reference} for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), path)
     events = []
 
     def emit(event: dict[str, Any]) -> None:

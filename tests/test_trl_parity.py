@@ -25,35 +25,17 @@ from sweetspot.component import to_config
 from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.logprob.forward import PLAIN
 from sweetspot.model import Model, load_tokenizer, prompt_ids
+from tests import tiny
 
-SETTINGS = DPO(
-    loss="dpo",
-    beta=0.1,
-    label_smoothing=0.0,
-    gamma=0.0,
-    length_alpha=0.0,
-    sft_weight=0.0,
-    learning_rate=1e-3,
+SETTINGS = tiny.dpo(
     schedule="cosine",
     warmup_ratio=0.2,
     weight_decay=0.01,
-    max_grad_norm=1.0,
-    epochs=2,
-    batch_size=4,
     max_tokens=256,
     max_prompt_tokens=128,
-    held_out_share=0.0,
-    dtype="float64",
-    autocast=None,
     seed=3,
-    reference="previous",
-    batching="auto",
-    matmul="auto",
     device_batch_size=2,
-    reference_batch_tokens=512,
-    gradient_checkpointing=False,
     save_every=1000,
-    save_total_limit=1,
 )
 TEXTS = [
     ("Why does it rain?", "Because water falls from the sky.", "Rain!"),
@@ -99,8 +81,8 @@ def test_the_curve_is_that_of_trl_to_1e_5(
 ) -> None:
     """12 pairs in steps of 4, 2 epochs, 6 steps: loss, rewards, log-probabilities, norm of the gradient.
 
-    TRL keeps reference log-probabilities in float32. Its DPOTrainer has no other of our losses, and its `sigmoid` leaves
-    label smoothing out.
+    TRL keeps reference log-probabilities in float32. Its DPOTrainer has no other of our losses, and its `sigmoid`
+    leaves label smoothing out.
     """
     tokenizer, settings = load_tokenizer(tiny_model), dataclasses.replace(SETTINGS, **changes)
     rows = [_row(index, tiny_model, tokenizer) for index in range(12)]

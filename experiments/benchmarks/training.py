@@ -1,4 +1,4 @@
-"""python experiments/benchmarks/training.py [--layers 30] [--batch 4] [--steps 1] [--repeats 5] [--lengths 256,256 32,256]
+"""python experiments/benchmarks/training.py [--layers 30] [--batch 4] [--steps 1] [--repeats 5]
 
 Pairs a second and peak memory of our training against TRL's DPOTrainer at its fastest exact settings: precomputed
 reference log-probabilities, padded rows, no gradient checkpointing. A SmolLM2-135M with random weights, float32, random
@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="steps that are timed, after one that is not")
     parser.add_argument("--repeats", type=int, default=5, help="how often the two alternate")
     parser.add_argument("--lengths", nargs="+", default=["256,256", "32,256"], help="prompt,response in tokens")
-    parser.add_argument("--ours", nargs="*", default=[], help="fields of DPO for our side: matmul=torch batching=padded")
+    parser.add_argument(
+        "--ours", nargs="*", default=[], help="fields of DPO for our side: matmul=torch batching=padded"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a measurement, in the process that makes it
     arguments = parser.parse_args()
     if arguments.one:
@@ -73,7 +75,9 @@ def compare(prompt: int, response: int, arguments: argparse.Namespace) -> None:
             )
             both[side] = json.loads(made.stdout.splitlines()[-1])
         found.append(both)
-        show = "   ".join(f"{side} {values['rate']:.3f} pairs/s {values['peak']:.2f} GB" for side, values in both.items())
+        show = "   ".join(
+            f"{side} {values['rate']:.3f} pairs/s {values['peak']:.2f} GB" for side, values in both.items()
+        )
         print(f"  {show}   loss {both['trl']['loss']:.5f} {both['ours']['loss']:.5f}", flush=True)
     print(f"prompt {prompt}, responses 2 x {response}:")
     for name, title in (("rate", "pairs/s, ours / TRL"), ("peak", "peak memory"), ("above", "  above start")):
@@ -216,7 +220,9 @@ def trl_trainer(network: Any, cuts: list[Any], dpo: Any, folder: Path) -> tuple[
         use_cpu=True,
         dataloader_pin_memory=False,
     )
-    data = Dataset.from_list([dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), cut, strict=True)) for cut in cuts])
+    data = Dataset.from_list(
+        [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), cut, strict=True)) for cut in cuts]
+    )
     network.config._name_or_path = str(folder)
     trainer = OnIds(model=network, args=arguments, train_dataset=data, processing_class=tiny.tokenizer())
     return trainer, lambda: [row["loss"] for row in trainer.state.log_history if "loss" in row][-1]

@@ -2,7 +2,7 @@
 
 On a processor the groups are taken one by one, so that no mask over the whole row exists and no masked product is
 computed but within a response's own square. On CUDA the same pattern is a block mask of FlexAttention, which skips
-the blocks that are masked whole; that kernel has not been run here, its pattern has (`visible`, held against the other).
+the blocks that are masked whole. That kernel has not been run here; its pattern (`visible`) is held against the other.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The forward pass that training and log-probabilities share, and the choice of the fastest that is exact for a model."""
+"""The forward pass that training and the reference share, and the choice of the fastest that is exact."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ PLAIN = Forward(batching="padded", tiled=False, autocast=None)
 
 
 def response_logprobs(network: Any, layout: Layout, forward: Forward) -> Tensor:
-    """log p(response | prompt) of each sequence of the layout [sequences], nats: `losses.sequence_logprobs` of its logits.
+    """log p(response | prompt) of each sequence of the layout [sequences], nats.
 
     Only the places that predict a response token pass the head, whose vocabulary makes it the widest layer. Padding
     lies on the right, where a causal model's other tokens cannot see it, so that padded rows need no attention mask.
@@ -62,7 +62,7 @@ def response_logprobs(network: Any, layout: Layout, forward: Forward) -> Tensor:
 
 
 def choose(network: Any, dpo: DPO, groups: Sequence[Group], emit: Emit) -> Forward:
-    """The forward pass that `dpo.batching` and `dpo.matmul` ask for, set up in the network and held against the plain one.
+    """The forward pass that `dpo.batching` and `dpo.matmul` ask for, set up in the network and checked.
 
     `auto` is shared_prefix where the model's attention is the plain causal one, as far as its config and a comparison
     on a few tokens of two groups tell, and padded elsewhere. What was chosen, and why, is emitted.

@@ -34,7 +34,7 @@ def tiled_logprobs(states: Tensor, weight: Tensor, targets: Tensor, tile: int = 
 
 
 class _TiledLogprobs(torch.autograd.Function):
-    """d log p_y / d logits = onehot(y) - p, so the gradients are g (W_y - p W) for the states and, for the weight's rows,
+    """d log p_y / d logits = onehot(y) - p, so the gradient is g (W_y - p W) for the states h and, for the rows of W,
     g h at y minus p^T (g h). A tile is kept as e = exp(logits - m), m the tile's largest; p = e exp(m - lse)."""
 
     @staticmethod

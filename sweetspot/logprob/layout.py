@@ -23,7 +23,7 @@ class Layout:
 
     Attributes:
         token_ids: [rows, length], padded on the right with 0 where there are several rows.
-        position_ids: [1, length] of a row that holds several sequences, each counting from its prompt's start; else None.
+        position_ids: [1, length] of a row of several sequences, each counting from its prompt's start; else None.
         spans: how that one row is cut, in the order of its tokens; None where each row is one sequence.
         predicting: [response tokens], the place in the flattened rows that predicts each.
         targets: [response tokens], their ids.
@@ -64,7 +64,7 @@ def packed(groups: Sequence[Group]) -> Layout:
 
 
 def shared_prefix(groups: Sequence[Group]) -> Layout:
-    """One row: every prompt once, its responses behind it, each of which continues the prompt and not the one before."""
+    """One row: every prompt once, its responses behind it, each of which continues the prompt alone."""
     ids: list[int] = []
     positions: list[int] = []
     places: list[list[int]] = []

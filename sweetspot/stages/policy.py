@@ -128,7 +128,9 @@ def train(
 def _training_rows(pairs: Pairs, wanted: set[tuple[str, int]], logprobs: Mapping[tuple[str, int], float]) -> pa.Table:
     """The pairs with their sampled token ids and reference log-probabilities, ready for the training worker."""
     ids = rows_at(pairs.samples, wanted, ["token_ids"])
-    nan = float("nan")  # a pair that does not fit has no reference: the trainer drops and counts it; nor has a free loss
+    nan = float(
+        "nan"
+    )  # a pair that does not fit has no reference: the trainer drops and counts it; nor has a free loss
 
     def pick(row: Mapping[str, Any], side: str) -> tuple[str, int]:
         return row["prompt_id"], row[f"{side}_index"]

@@ -8,7 +8,6 @@ from typing import Any
 from sweetspot.component import identity
 from sweetspot.dpo import DPO
 
-
 HISTORY = "history.jsonl"
 
 

@@ -39,7 +39,7 @@ def measure(network: Any, inputs: dict[str, Any], forward: Forward, dpo: DPO) ->
 
 
 def collate_pairs(pairs: list[TrainingPair], forward: Forward) -> dict[str, Any]:
-    """The inputs of a forward pass: `layout` (sequences chosen, rejected, chosen, ..), `references` [pairs, 2] in nats."""
+    """The inputs of a forward pass: `layout` (chosen, rejected, chosen, ..) and `references` [pairs, 2] in nats."""
     references = [(pair.reference_chosen, pair.reference_rejected) for pair in pairs]
     layout = forward.layout([pair.group() for pair in pairs])
     return {"layout": layout, "references": torch.tensor(references, dtype=torch.float64)}

@@ -39,7 +39,9 @@ def split(rows: Sequence[Mapping[str, Any]], dpo: DPO) -> tuple[list[Mapping[str
     held_out = [row for row in rows if dpo.holds_out(row["prompt_id"])]
     kept = [row for row in rows if not dpo.holds_out(row["prompt_id"])]
     if rows and not kept:
-        raise ValueError(f"dpo.held_out_share must leave pairs to train on, got {dpo.held_out_share}: all {len(rows)} go")
+        raise ValueError(
+            f"dpo.held_out_share must leave pairs to train on, got {dpo.held_out_share}: all {len(rows)} go"
+        )
     return kept, held_out
 
 
@@ -49,7 +51,7 @@ def training_pairs(
     """The pairs that fit, in the order of (prompt_id, pair_index), and how many were dropped as `too_long`.
 
     Raises:
-        ValueError: when none fits, or a pair that fits has no finite reference log-probabilities and the loss reads them.
+        ValueError: when none fits, or a pair that fits lacks finite references though the loss reads them.
     """
     kept: list[TrainingPair] = []
     for row in sorted(rows, key=lambda row: (row["prompt_id"], row["pair_index"])):
@@ -69,8 +71,8 @@ def training_pairs(
 def regroup(pairs: Sequence[TrainingPair], sizes: Sequence[int], batching: str) -> list[list[TrainingPair]]:
     """An optimizer step's pairs in parts of the given sizes, one a forward pass; which pairs make the step stays.
 
-    Padded rows want pairs of like length together. Without padding the parts are evened out in tokens instead, the
-    longest pair first and each to the part with the fewest that has room, so that no forward pass needs the most memory.
+    Padded rows want pairs of like length together. Without padding the parts are evened out in tokens instead, so that
+    memory is: the longest pair first, each to the part with the fewest tokens that has room.
     """
     ordered = sorted(pairs, key=TrainingPair.tokens, reverse=True)
     if batching == "padded":

@@ -1,4 +1,4 @@
-"""How fast training goes: pairs and tokens a second, memory, and the share of the machine's matrix products that is used."""
+"""How fast training goes: pairs and tokens a second, memory, and the use of the machine's matrix products."""
 
 import resource
 import time
