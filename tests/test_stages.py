@@ -1,6 +1,7 @@
 """Stages on hand-made tiles: rows join by (prompt_id, sample_index), and keys hold all that decides a result."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from sweetspot.component import build, to_config
 from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.launch import Launch
-from sweetspot.model import Model
+from sweetspot.model import Model, Probe, load_tokenizer
 from sweetspot.sampler import Tile
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
 from sweetspot.stages import Rewards, Run, Samples, select, train
@@ -126,6 +127,8 @@ def test_reference_rows_are_shared_unless_numerics_or_truncation_change(
 def test_a_reference_free_loss_computes_no_reference_and_keeps_none_in_its_key(
     rewards: Rewards, run: Run, tiny_model: Model, tmp_path: Path
 ) -> None:
+    probe = dataclasses.asdict(Probe.of(tiny_model, load_tokenizer(tiny_model)))
+    (rewards.samples.folder / "probe.json").write_text(json.dumps(probe))
     pairs = select(rewards, PositionPair(chosen="max", rejected="min"), run)
     settings = tiny.dpo(loss="simpo", gamma=0.5, epochs=1)
     other = tiny_model.at(tiny.save_policy(tmp_path / "other", seed=5))

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of trl's optional parts
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
 
 from sweetspot import logprob, trainer
 from sweetspot.component import to_config
@@ -26,6 +26,7 @@ from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.logprob.forward import PLAIN
 from sweetspot.model import Model, load_tokenizer, prompt_ids
 from tests import tiny
+from tests.trl_arguments import trl_arguments
 
 SETTINGS = tiny.dpo(
     schedule="cosine",
@@ -134,30 +135,7 @@ def _ours(rows: list[dict[str, Any]], model: Model, settings: DPO, folder: Path)
 def _theirs(
     rows: list[dict[str, Any]], model: Model, tokenizer: Any, settings: DPO, changes: dict[str, Any], folder: Path
 ) -> list[dict[str, Any]]:
-    arguments = DPOConfig(
-        output_dir=str(folder / "trl"),
-        beta=settings.beta,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.device_batch_size,
-        gradient_accumulation_steps=4 // settings.device_batch_size,
-        seed=settings.seed,
-        bf16=False,
-        gradient_checkpointing=False,
-        precompute_ref_log_probs=True,
-        max_length=None,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        **changes,
-    )
+    arguments = trl_arguments(settings, folder / "trl", **changes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = DPOTrainer(

@@ -21,6 +21,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 SHAPE = {
     "vocab_size": 49152,
     "hidden_size": 576,
@@ -43,9 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="steps that are timed, after one that is not")
     parser.add_argument("--repeats", type=int, default=5, help="how often the two alternate")
     parser.add_argument("--lengths", nargs="+", default=["256,256", "32,256"], help="prompt,response in tokens")
-    parser.add_argument(
-        "--ours", nargs="*", default=[], help="fields of DPO for our side: matmul=torch batching=padded"
-    )
+    parser.add_argument("--ours", nargs="*", default=[], help="fields of DPO for our side, matmul=torch")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a measurement, in the process that makes it
     arguments = parser.parse_args()
     if arguments.one:
@@ -92,38 +92,20 @@ def environment(side: str) -> dict[str, str]:
 
 def settings(batch: int, changes: list[str]) -> Any:
     """The settings of both sides."""
-    from sweetspot.dpo import DPO
+    from tests import tiny
 
     values: dict[str, Any] = {
-        "loss": "dpo",
-        "beta": 0.1,
-        "label_smoothing": 0.0,
-        "gamma": 0.0,
-        "length_alpha": 0.0,
-        "sft_weight": 0.0,
         "learning_rate": 1e-5,
-        "schedule": "linear",
         "warmup_ratio": 0.0,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
         "epochs": 1,
         "batch_size": batch,
+        "device_batch_size": batch,
         "max_tokens": 2048,
         "max_prompt_tokens": 1024,
-        "held_out_share": 0.0,
         "dtype": "float32",
-        "autocast": None,
-        "seed": 0,
-        "reference": "previous",
-        "batching": "auto",
-        "matmul": "auto",
-        "device_batch_size": batch,
-        "reference_batch_tokens": 2048,
-        "gradient_checkpointing": False,
         "save_every": 10_000,
-        "save_total_limit": 1,
     }
-    return DPO(**(values | dict(change.split("=") for change in changes)))
+    return tiny.dpo(**(values | {name: yaml.safe_load(text) for name, text in (part.split("=") for part in changes)}))
 
 
 def measure(
@@ -186,9 +168,10 @@ def our_trainer(network: Any, cuts: list[Any], dpo: Any, folder: Path) -> tuple[
 def trl_trainer(network: Any, cuts: list[Any], dpo: Any, folder: Path) -> tuple[Any, Any]:
     """TRL's trainer on the same ids, and a function that gives the last loss."""
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
 
     from tests import tiny
+    from tests.trl_arguments import trl_arguments
 
     class OnIds(DPOTrainer):
         """TRL's trainer on token ids as they are."""
@@ -196,30 +179,7 @@ def trl_trainer(network: Any, cuts: list[Any], dpo: Any, folder: Path) -> tuple[
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-    arguments = DPOConfig(
-        output_dir=str(folder),
-        beta=dpo.beta,
-        learning_rate=dpo.learning_rate,
-        lr_scheduler_type=dpo.schedule,
-        warmup_steps=0,
-        weight_decay=dpo.weight_decay,
-        max_grad_norm=dpo.max_grad_norm,
-        num_train_epochs=1,
-        per_device_train_batch_size=dpo.batch_size,
-        optim="adamw_torch_fused",
-        seed=dpo.seed,
-        bf16=False,
-        gradient_checkpointing=False,
-        precompute_ref_log_probs=True,
-        precompute_ref_batch_size=2,
-        max_length=None,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-    )
+    arguments = trl_arguments(dpo, folder, precompute_ref_batch_size=2)
     data = Dataset.from_list(
         [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), cut, strict=True)) for cut in cuts]
     )

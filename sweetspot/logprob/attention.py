@@ -42,7 +42,7 @@ def group_attention(
     if unknown or attention_mask is not None or "spans" not in options:
         raise UnsupportedAttentionError(f"{type(module).__name__} asks for {', '.join(unknown) or 'a mask of its own'}")
     spans: Spans = options["spans"]
-    settings = {"scale": options.get("scaling"), "enable_gqa": True}
+    settings: dict[str, Any] = {"scale": options.get("scaling"), "enable_gqa": True}
     cuts = [length for prompt, responses in spans for length in (prompt, *responses)]
     pieces = iter(zip(*(states.split(cuts, dim=2) for states in (query, key, value)), strict=True))
     found: list[Tensor] = []

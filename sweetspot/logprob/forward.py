@@ -69,6 +69,7 @@ def choose(network: Any, dpo: DPO, groups: Sequence[Group], emit: Emit) -> Forwa
 
     Raises:
         ValueError: when the batching that is asked for by name is not exact for the model.
+        RuntimeError: when what is left is not exact either.
     """
     probe = [
         (prompt[-PROBE_TOKENS:], [response[:PROBE_TOKENS] for response in responses])
@@ -89,6 +90,8 @@ def choose(network: Any, dpo: DPO, groups: Sequence[Group], emit: Emit) -> Forwa
         raise ValueError(f"dpo.batching must be padded or auto for this model, got {dpo.batching}: {fault}")
     if fault is not None:
         forward = dataclasses.replace(forward, batching="padded")
+    if left := _error(network, probe, forward, expected, dpo):
+        raise RuntimeError(f"log-probabilities: {left}; dpo.matmul=torch may help")
     facts = {
         "batching": forward.batching + (f" ({fault})" if fault else ""),
         "head": "tiles of the vocabulary" if tiled else "whole vocabulary",
@@ -113,7 +116,7 @@ def _unfit(config: Any, dpo: DPO) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
     window = getattr(config, "sliding_window", None)
     if kinds == {"sliding_attention"} or (not kinds and window):
-        return f"attention slides over {window} tokens" if window < dpo.max_tokens else None
+        return f"attention slides over {window} tokens" if window and window < dpo.max_tokens else None
     return f"layers of {', '.join(sorted(kinds))}" if kinds else None
 
 

@@ -90,7 +90,7 @@ def _raised(dtype: torch.dtype) -> torch.dtype:
 def can_tile(network: Any) -> bool:
     """Whether the head is a plain matrix; a bias or an adapter on it wants its own forward."""
     head = network.get_output_embeddings()
-    return type(head) is nn.Linear and head.bias is None
+    return type(head) is nn.Linear and "bias" not in dict(head.named_parameters())
 
 
 @contextlib.contextmanager

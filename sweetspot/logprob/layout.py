@@ -42,9 +42,10 @@ class Layout:
     def to(self, device: torch.device) -> "Layout":
         """The same on a device."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Layout(
-            **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
-        )
+        moved: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()
+        }
+        return Layout(**moved)
 
 
 def padded(groups: Sequence[Group]) -> Layout:

@@ -23,7 +23,7 @@ def install(network: nn.Module) -> None:
     """Have oneDNN compute every linear layer of the network, forward and backward."""
     for module in network.modules():
         if type(module) is nn.Linear:
-            module.forward = functools.partial(_linear, module)
+            vars(module)["forward"] = functools.partial(_linear, module)
 
 
 def product(states: Tensor, weight: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def product(states: Tensor, weight: Tensor) -> Tensor:
     return functional.linear(states, weight)
 
 
-def _linear(module: nn.Linear, states: Tensor) -> Tensor:
+def _linear(module: Any, states: Tensor) -> Tensor:
     if states.dtype != torch.float32 or torch.is_autocast_enabled(states.device.type):
         return functional.linear(states, module.weight, module.bias)
     found: Tensor = _Linear.apply(states, module.weight)  # pyright: ignore[reportAssignmentType]
