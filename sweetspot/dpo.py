@@ -1,22 +1,47 @@
-"""The settings of training: DPO and its optimizer, and how it is spread over devices. `sweetspot.trainer` runs them."""
+"""The settings of training, and how it is spread over devices. `sweetspot.trainer` runs them."""
 
+import hashlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from sweetspot.component import component, runtime
 
+# The fields of DPO that each function of losses.LOSSES reads, in the order of the table there.
+READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "dpo": ("beta", "label_smoothing"),
+        "robust": ("beta", "label_smoothing"),
+        "ipo": ("beta",),
+        "hinge": ("beta",),
+        "rdpo": ("beta", "length_alpha"),
+        "apo_zero": ("beta",),
+        "sppo_hard": ("beta",),
+        "simpo": ("beta", "gamma"),
+        "orpo": ("beta",),
+    }
+)
+REFERENCE_FREE = frozenset({"simpo", "orpo"})
+OPTIONS = ("label_smoothing", "gamma", "length_alpha")  # read by some losses; 0 says nothing
+
 
 @component
 class DPO:
-    """Direct preference optimisation (Rafailov et al. 2023) with AdamW.
+    """Preference optimisation (DPO, Rafailov et al. 2023, and its kin) with AdamW.
 
     A prompt longer than `max_prompt_tokens` loses its beginning, as in the paper. A response is never cut: a pair with
     a response that does not fit into `max_tokens` behind its prompt is dropped and counted as `too_long`.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    loss: Literal["dpo", "robust", "ipo", "hinge", "rdpo", "apo_zero", "sppo_hard", "simpo", "orpo"]
     beta: float = Field(gt=0)
+    label_smoothing: float = Field(ge=0, lt=0.5)
+    gamma: float = Field(ge=0)
+    length_alpha: float = Field(ge=0)
+    sft_weight: float = Field(ge=0)
     learning_rate: float = Field(gt=0)
     schedule: Literal["linear", "cosine"]
     warmup_ratio: float = Field(ge=0, lt=1)
@@ -26,10 +51,13 @@ class DPO:
     batch_size: int = Field(ge=1)
     max_tokens: int = Field(ge=2)
     max_prompt_tokens: int = Field(ge=1)
+    held_out_share: float = Field(ge=0, lt=1)
     dtype: Literal["float64", "float32", "bfloat16"]
     autocast: Literal["bfloat16"] | None
     seed: int = Field(ge=0)
     reference: Literal["previous", "first"] = runtime()  # the reference model itself is part of a policy's key
+    batching: Literal["auto", "padded", "packed", "shared_prefix"] = runtime()
+    matmul: Literal["auto", "onednn", "torch"] = runtime()
     device_batch_size: int = runtime(ge=1)
     reference_batch_tokens: int = runtime(ge=1)
     gradient_checkpointing: bool = runtime()
@@ -49,6 +77,36 @@ class DPO:
             )
         if self.autocast is not None and self.dtype != "float32":
             raise ValueError(f"autocast must be null unless dtype is float32, got {self.autocast} with {self.dtype}")
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        for name in OPTIONS:
+            if name not in READS[self.loss] and getattr(self, name):
+                readers = ", ".join(loss for loss, fields in READS.items() if name in fields)
+                raise ValueError(
+                    f"{name} must be 0 with loss={self.loss}, which does not read it (it is for {readers}), "
+                    f"got {getattr(self, name)}"
+                )
+        if self.loss == "orpo" and self.sft_weight:
+            raise ValueError(f"sft_weight must be 0 with loss=orpo, which has an NLL term, got {self.sft_weight}")
+        if self.reference_free and self.reference != "previous":
+            raise ValueError(
+                f"reference must be left at previous with loss={self.loss}, which has none, got {self.reference}"
+            )
+
+    @property
+    def reference_free(self) -> bool:
+        """Whether the loss reads no reference log-probability."""
+        return self.loss in REFERENCE_FREE
+
+    def options(self) -> dict[str, float]:
+        """The keyword arguments of the loss function."""
+        return {name: getattr(self, name) for name in READS[self.loss]}
+
+    def holds_out(self, prompt_id: str) -> bool:
+        """Whether a prompt's pairs are held out of training: by the hash of its id, so the same for every strategy."""
+        digest = hashlib.sha256(f"held out {prompt_id}".encode()).digest()
+        return int.from_bytes(digest[:8]) < self.held_out_share * 2**64
 
     def cut(self, prompt: list[int]) -> list[int]:
         """The last `max_prompt_tokens` ids of a prompt."""

@@ -50,6 +50,19 @@ def tiny_model(tiny_policy: Path) -> Model:
     return Model(name="tiny", path=str(tiny_policy), revision=None, system_prompt=None, trust_remote_code=False)
 
 
+@pytest.fixture
+def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama's norms in the dtype of the weights: as they come they round to float32 in any dtype, backward too, which
+    hides from float64 whether two ways of computing are the same."""
+    from torch.nn.functional import rms_norm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def forward(norm: Any, states: Any) -> Any:
+        return rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+
+
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the embedded policy, converted from its PyPI package."""

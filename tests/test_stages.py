@@ -1,6 +1,7 @@
 """Stages on hand-made tiles: rows join by (prompt_id, sample_index), and keys hold all that decides a result."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,18 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sweetspot.component import build
-from sweetspot.dpo import DPO
+from sweetspot.component import build, to_config
+from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.launch import Launch
-from sweetspot.model import Model
+from sweetspot.model import Model, Probe, load_tokenizer
 from sweetspot.reward_model import SequenceClassifier
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
-from sweetspot.stages import Rewards, Run, Samples, sample, score, select
+from sweetspot.stages import Rewards, Run, Samples, sample, score, select, train
 from sweetspot.stages.policy import logprob_key
 from sweetspot.stages.pool import rows_at
 from sweetspot.store import Store, read_tile, write_tile
 from sweetspot.strategy import PositionPair
 from sweetspot.tile import Tile
+from tests import tiny
 from tests.test_sampler import TRANSFORMERS
 
 TEXTS = ["one", "long", "three"]
@@ -125,28 +127,7 @@ def test_later_copies_of_a_response_count_as_not_scored_where_asked(rewards: Rew
     assert without.table["chosen_z"].to_pylist()[0] == pytest.approx(math.sqrt(0.5))
 
 
-DPO_CONFIG = {
-    "_target_": "sweetspot.dpo.DPO",
-    "beta": 0.1,
-    "learning_rate": 1e-5,
-    "schedule": "linear",
-    "warmup_ratio": 0.1,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "epochs": 1,
-    "batch_size": 4,
-    "max_tokens": 64,
-    "max_prompt_tokens": 32,
-    "dtype": "float32",
-    "autocast": None,
-    "seed": 0,
-    "reference": "previous",
-    "device_batch_size": 4,
-    "reference_batch_tokens": 256,
-    "gradient_checkpointing": False,
-    "save_every": 4,
-    "save_total_limit": 1,
-}
+DPO_CONFIG = to_config(tiny.dpo(dtype="float32", max_tokens=64, max_prompt_tokens=32))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +146,22 @@ def test_reference_rows_are_shared_unless_numerics_or_truncation_change(
     dpo: DPO = build(DPO_CONFIG)
     other: DPO = build({**DPO_CONFIG, **change})
     assert (logprob_key(tiny_model, dpo, "pool") == logprob_key(tiny_model, other, "pool")) is same
+
+
+@pytest.mark.slow
+def test_a_reference_free_loss_computes_no_reference_and_keeps_none_in_its_key(
+    rewards: Rewards, run: Run, tiny_model: Model, tmp_path: Path
+) -> None:
+    probe = dataclasses.asdict(Probe.of(tiny_model, load_tokenizer(tiny_model)))
+    (rewards.samples.folder / "probe.json").write_text(json.dumps(probe))
+    pairs = select(rewards, PositionPair(chosen="max", rejected="min"), False, run)
+    settings = tiny.dpo(loss="simpo", gamma=0.5, epochs=1)
+    other = tiny_model.at(tiny.save_policy(tmp_path / "other", seed=5))
+    made = [train(pairs, tiny_model, model, settings, DeepSpeed(stage=0), {}, run) for model in (tiny_model, other)]
+    assert [(stage.name, stage.made) for stage in run.stages] == [("select", 1), ("train", 1), ("train", 0)]
+    assert made[0].key == made[1].key
+    assert not (run.store.root / "logprobs").exists()
+    assert made[0].history[0]["rewards/chosen"] < 0
 
 
 def test_reference_rows_are_stale_when_model_template_or_pool_change(

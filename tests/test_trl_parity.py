@@ -1,5 +1,6 @@
 """Our training curve held against an independent implementation: TRL's DPOTrainer on the same pairs in float64."""
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -17,33 +18,25 @@ from transformers import AutoModelForCausalLM
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of trl's optional parts
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
 
 from sweetspot import logprob, trainer
 from sweetspot.component import to_config
 from sweetspot.dpo import DPO, DeepSpeed
+from sweetspot.logprob.forward import PLAIN
 from sweetspot.model import Model, load_tokenizer, prompt_ids
+from tests import tiny
+from tests.trl_arguments import trl_arguments
 
-SETTINGS = DPO(
-    beta=0.1,
-    learning_rate=1e-3,
+SETTINGS = tiny.dpo(
     schedule="cosine",
     warmup_ratio=0.2,
     weight_decay=0.01,
-    max_grad_norm=1.0,
-    epochs=2,
-    batch_size=4,
     max_tokens=256,
     max_prompt_tokens=128,
-    dtype="float64",
-    autocast=None,
     seed=3,
-    reference="previous",
     device_batch_size=2,
-    reference_batch_tokens=512,
-    gradient_checkpointing=False,
     save_every=1000,
-    save_total_limit=1,
 )
 TEXTS = [
     ("Why does it rain?", "Because water falls from the sky.", "Rain!"),
@@ -66,19 +59,44 @@ KEYS = {
 }
 
 
-def test_the_curve_is_that_of_trl_to_1e_5(tiny_model: Model, tmp_path: Path) -> None:
-    """12 pairs in steps of 2 forward passes of 2 pairs, 2 epochs, 6 steps: loss, rewards, log-probabilities, norm."""
-    tokenizer = load_tokenizer(tiny_model)
+@pytest.mark.parametrize(
+    ("changes", "trl"),
+    [
+        ({}, {"loss_type": ["sigmoid"]}),
+        ({"batching": "padded"}, {"loss_type": ["sigmoid"]}),
+        ({"loss": "robust", "label_smoothing": 0.2}, {"loss_type": ["robust"], "label_smoothing": 0.2}),
+        ({"loss": "ipo"}, {"loss_type": ["ipo"]}),
+        ({"loss": "hinge"}, {"loss_type": ["hinge"]}),
+        ({"loss": "apo_zero"}, {"loss_type": ["apo_zero"]}),
+        ({"loss": "sppo_hard"}, {"loss_type": ["sppo_hard"]}),
+        # TRL's NLL is a mean over a forward pass's tokens, ours over a response's: the same where a pass has one pair
+        (
+            {"sft_weight": 0.3, "device_batch_size": 1},
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]},
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value.get("loss_type", []))) if value else None,
+)
+def test_the_curve_is_that_of_trl_to_1e_5(
+    changes: dict[str, Any], trl: dict[str, Any], tiny_model: Model, tmp_path: Path
+) -> None:
+    """12 pairs in steps of 4, 2 epochs, 6 steps: loss, rewards, log-probabilities, norm of the gradient.
+
+    TRL keeps reference log-probabilities in float32. Its DPOTrainer has no other of our losses, and its `sigmoid`
+    leaves label smoothing out.
+    """
+    tokenizer, settings = load_tokenizer(tiny_model), dataclasses.replace(SETTINGS, **changes)
     rows = [_row(index, tiny_model, tokenizer) for index in range(12)]
-    ours = _ours(rows, tiny_model, tmp_path)
-    theirs = _theirs(rows, tiny_model, tokenizer, tmp_path)
+    ours = _ours(rows, tiny_model, settings, tmp_path)
+    theirs = _theirs(rows, tiny_model, tokenizer, settings, trl, tmp_path)
     assert len(ours) == len(theirs) == 6
     assert ours[0]["loss"] != pytest.approx(ours[-1]["loss"], abs=1e-2), "a curve that does not move proves nothing"
+    for row in (*ours[:2], *theirs[:2]):  # where policy and reference agree, which is above is a matter of rounding
+        row.pop("rewards/accuracy", None), row.pop("rewards/accuracies", None)
     for mine, other in zip(ours, theirs, strict=True):
-        moved = abs(mine["rewards/margin"]) > 1e-6  # until the policy moves, rounding alone decides the accuracy
-        compared = {name: key for name, key in KEYS.items() if moved or name != "rewards/accuracy"}
-        expected = {name: other[key] for name, key in compared.items()}
-        assert {name: mine[name] for name in compared} == pytest.approx(expected, rel=1e-6, abs=1e-5)
+        found = {name: mine[name] for name in KEYS if name in mine}
+        expected = {name: other[key] for name, key in KEYS.items() if key in other}
+        assert found == pytest.approx(expected, rel=5e-6, abs=1e-5)
 
 
 def _row(index: int, model: Model, tokenizer: Any) -> dict[str, Any]:
@@ -93,17 +111,17 @@ def _row(index: int, model: Model, tokenizer: Any) -> dict[str, Any]:
         "pair_index": 0,
         "messages": messages,
         **{f"{side}_ids": ids[side] for side in texts},
-        **{f"reference_{side}": logprob.logprobs([(prompt, ids[side])], network, SETTINGS)[0] for side in texts},
+        **{f"reference_{side}": logprob.logprobs([(prompt, ids[side])], network, SETTINGS, PLAIN)[0] for side in texts},
         "texts": {"prompt": tokenizer.decode(prompt), **texts},
     }
 
 
-def _ours(rows: list[dict[str, Any]], model: Model, folder: Path) -> list[dict[str, Any]]:
+def _ours(rows: list[dict[str, Any]], model: Model, settings: DPO, folder: Path) -> list[dict[str, Any]]:
     path = folder / "pairs.parquet"
     pq.write_table(pa.Table.from_pylist([{**row, "texts": None} for row in rows]), path)
     job = {
         "model": to_config(model),
-        "dpo": to_config(SETTINGS),
+        "dpo": to_config(settings),
         "deepspeed": to_config(DeepSpeed(stage=0)),
         "probe": None,
         "pairs": str(path),
@@ -114,35 +132,15 @@ def _ours(rows: list[dict[str, Any]], model: Model, folder: Path) -> list[dict[s
     return [json.loads(line) for line in (folder / "policy" / "history.jsonl").read_text().splitlines()]
 
 
-def _theirs(rows: list[dict[str, Any]], model: Model, tokenizer: Any, folder: Path) -> list[dict[str, Any]]:
-    settings = DPOConfig(
-        output_dir=str(folder / "trl"),
-        beta=SETTINGS.beta,
-        learning_rate=SETTINGS.learning_rate,
-        lr_scheduler_type=SETTINGS.schedule,
-        warmup_steps=SETTINGS.warmup_ratio,
-        weight_decay=SETTINGS.weight_decay,
-        max_grad_norm=SETTINGS.max_grad_norm,
-        num_train_epochs=SETTINGS.epochs,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        seed=SETTINGS.seed,
-        bf16=False,
-        gradient_checkpointing=False,
-        precompute_ref_log_probs=True,
-        max_length=None,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-    )
+def _theirs(
+    rows: list[dict[str, Any]], model: Model, tokenizer: Any, settings: DPO, changes: dict[str, Any], folder: Path
+) -> list[dict[str, Any]]:
+    arguments = trl_arguments(settings, folder / "trl", **changes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = DPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float64),
-            args=settings,
+            args=arguments,
             train_dataset=Dataset.from_list([row["texts"] for row in rows]),
             processing_class=tokenizer,
         )

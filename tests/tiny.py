@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from sweetspot.dpo import DPO
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -112,3 +114,37 @@ def save_armorm(folder: Path, seed: int = 2) -> Path:
     (folder / "config.json").write_text(json.dumps(plain))
     (folder / "modeling_custom.py").write_text("raise SystemExit('code of a checkpoint was run')\n")
     return folder
+
+
+def dpo(**changes: Any) -> DPO:
+    """Settings of training that suit the tiny model, in float64."""
+    settings: dict[str, Any] = {
+        "loss": "dpo",
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "gamma": 0.0,
+        "length_alpha": 0.0,
+        "sft_weight": 0.0,
+        "learning_rate": 1e-3,
+        "schedule": "linear",
+        "warmup_ratio": 0.1,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "epochs": 2,
+        "batch_size": 4,
+        "max_tokens": 128,
+        "max_prompt_tokens": 96,
+        "held_out_share": 0.0,
+        "dtype": "float64",
+        "autocast": None,
+        "seed": 0,
+        "reference": "previous",
+        "batching": "auto",
+        "matmul": "auto",
+        "device_batch_size": 4,
+        "reference_batch_tokens": 256,
+        "gradient_checkpointing": False,
+        "save_every": 2,
+        "save_total_limit": 1,
+    }
+    return DPO(**(settings | changes))

@@ -134,30 +134,42 @@ def _mark(axes: Any, places: dict[str, float | None], size: float) -> None:
 
 
 def training(name: str, history: Sequence[dict[str, Any]]) -> Markup:
-    """Loss and reward margin by step: each step as a dot, and their moving mean as a line."""
+    """Loss, reward margin and log-probabilities by step: each step as a dot, and their moving mean as a line.
+
+    The held-out loss is marked where it was measured. The log-probabilities show whether the chosen response became
+    less likely too (likelihood displacement).
+    """
     steps = _column(history, "step")
     window = smoothing_window(len(history))
+    logps = {f"logps/{side}": colour for side, (colour, _) in SIDES.items()}
+    panels: list[tuple[str, dict[str, str], float | None]] = [
+        ("loss", {"loss": CHOSEN}, history[0]["loss"]),
+        ("margin of the implicit rewards, chosen \N{MINUS SIGN} rejected", {"rewards/margin": CHOSEN}, 0.0),
+        ("log-probability of chosen and rejected (nats)", logps, None),
+    ]
+    shown = panels if logps.keys() <= history[0].keys() else panels[:2]
 
     def draw(figure: Figure, narrow: bool) -> None:
-        panels = figure.subplots(2, 1, sharex=True) if narrow else figure.subplots(1, 2)
-        for axes, key, title, level in (
-            (panels[0], "loss", "loss", math.log(2)),
-            (panels[1], "rewards/margin", "margin of the implicit rewards, chosen \N{MINUS SIGN} rejected", 0.0),
-        ):
-            values = _column(history, key)
-            axes.axhline(level, color=LINE, linewidth=1, zorder=0)
-            axes.plot(steps, values, ".", color=BARS, markersize=4)
-            axes.plot(steps, moving_mean(values, window), color=CHOSEN, linewidth=1.6)
+        drawn = figure.subplots(len(shown), 1, sharex=True) if narrow else figure.subplots(1, len(shown))
+        for axes, (title, curves, level) in zip(drawn, shown, strict=True):
+            if level is not None:
+                axes.axhline(level, color=LINE, linewidth=1, zorder=0)
+            for key, colour in curves.items():
+                values = _column(history, key)
+                axes.plot(steps, values, ".", color=BARS, markersize=4)
+                axes.plot(steps, moving_mean(values, window), color=colour, linewidth=1.6)
             axes.set_title(title, color=INK)
             axes.tick_params(axis="y", length=0)
             axes.margins(x=0.02)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        panels[-1].set_xlabel("step")
-        if not narrow:
-            panels[0].set_xlabel("step")
+            if not narrow:
+                axes.set_xlabel("step")
+        held_out = [row for row in history if "held_out/loss" in row]
+        drawn[0].plot(_column(held_out, "step"), _column(held_out, "held_out/loss"), "D", color=REJECTED, markersize=5)
+        drawn[-1].set_xlabel("step")
 
-    alt = f"Training curve over {len(history)} steps: loss and reward margin."
-    return cuts(draw, name, alt, 2.5, 3.8)
+    alt = f"Training curve over {len(history)} steps: loss, reward margin and log-probabilities."
+    return cuts(draw, name, alt, 2.5, 1.9 * len(shown))
 
 
 def smoothing_window(steps: int) -> int:

@@ -90,6 +90,8 @@ def train(
 ) -> Policy:
     """The policy that DPO makes of `start` on the pairs, against the log-probabilities of `reference`.
 
+    A reference-free loss has none: no log-probability is computed, and the reference is no part of the policy's key.
+
     Raises:
         ValueError: when there is no pair to train on.
     """
@@ -98,9 +100,9 @@ def train(
         raise ValueError(f"select: no pair is left of {pairs.samples.prompts.num_rows} prompts ({counts})")
     ends = pairs.table.select(["prompt_id", "chosen_index", "rejected_index"]).to_pylist()
     wanted = {(row["prompt_id"], row[side]) for row in ends for side in ("chosen_index", "rejected_index")}
-    logprobs = log_probabilities(pairs.samples, wanted, reference, dpo, run, "reference")
+    logprobs = {} if dpo.reference_free else log_probabilities(pairs.samples, wanted, reference, dpo, run, "reference")
     started = time.monotonic()
-    name = key(dpo, deepspeed, start, reference, pairs.key)
+    name = key(dpo, deepspeed, start, None if dpo.reference_free else reference, pairs.key)
     folder = run.store.folder("policies", name)
     made = not folder.exists()
     if made:
@@ -126,7 +128,9 @@ def train(
 def _training_rows(pairs: Pairs, wanted: set[tuple[str, int]], logprobs: Mapping[tuple[str, int], float]) -> pa.Table:
     """The pairs with their sampled token ids and reference log-probabilities, ready for the training worker."""
     ids = rows_at(pairs.samples, wanted, ["token_ids"])
-    nan = float("nan")  # a pair that does not fit has no reference; the trainer drops and counts it
+    nan = float(
+        "nan"
+    )  # a pair that does not fit has no reference: the trainer drops and counts it; nor has a free loss
 
     def pick(row: Mapping[str, Any], side: str) -> tuple[str, int]:
         return row["prompt_id"], row[f"{side}_index"]

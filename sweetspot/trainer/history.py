@@ -1,0 +1,55 @@
+"""What a policy's folder tells of its training: the curve, and the model card."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweetspot.component import identity
+from sweetspot.dpo import DPO
+
+HISTORY = "history.jsonl"
+
+
+class History:
+    """The training curve, one JSON row a step, without the rows that a resumed run makes again.
+
+    Args:
+        path: the file; rows of steps up to `after` are kept.
+        after: the step that training goes on from.
+    """
+
+    def __init__(self, path: Path, after: int) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = path.read_text().split("\n")[:after] if path.exists() else []  # a step is a line, from step 1
+        path.write_text("".join(f"{line}\n" for line in kept))
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add the row of a step."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far."""
+        return [json.loads(line) for line in self._path.read_text().splitlines()]
+
+
+def model_card(
+    card: Mapping[str, Any], dpo: DPO, pairs: int, dropped: Mapping[str, int], history: Sequence[Mapping[str, Any]]
+) -> str:
+    """The README of a policy: where it comes from, its hyper-parameters, and how its training went."""
+    facts = {**card, "pairs": pairs, **{f"pairs dropped as {why}": count for why, count in dropped.items()}}
+    ends = {
+        f"{name}, {when} step": f"{row[name]:.4f}"
+        for name in ("loss", "rewards/margin", "rewards/accuracy")
+        for when, row in (("first", history[0]), ("last", history[-1]))
+    }
+    title = card.get("title", "A policy trained by sweetspot")
+    sections = (("Data and start model", facts), ("DPO", identity(dpo)), (f"Training, {len(history)} steps", ends))
+    tables = [f"## {name}\n\n| | |\n|---|---|\n" + _rows(table) for name, table in sections]
+    return f"---\nlibrary_name: transformers\ntags: [dpo, sweetspot]\n---\n# {title}\n\n" + "\n".join(tables)
+
+
+def _rows(table: Mapping[str, Any]) -> str:
+    return "".join(f"| {name} | {value} |\n" for name, value in table.items())
