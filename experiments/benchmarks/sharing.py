@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4, help="processes")
     parser.add_argument("--prompts", type=int, default=32, help="prompts")
     parser.add_argument("--n", type=int, default=32, help="samples per prompt")
-    parser.add_argument("--tokens", type=int, default=32, help="longest response")
+    parser.add_argument("--tokens", type=int, default=16, help="longest response")
     parser.add_argument("--model", type=Path, help="folder of the model (default: the embedded one, converted first)")
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
