@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["component", "strategy", "losses"],
-    ["schema", "store", "launch", "logger", "model", "distribution"],
+    ["schema", "store", "launch", "logger", "model", "distribution", "budget"],
     ["data", "dpo", "sampler", "reward_model", "embedded"],
     ["eval", "logprob", "trainer"],
     ["stages"],
@@ -54,6 +54,7 @@ SIDEWAYS = {
     ("schema", "component"),
     ("model", "schema"),
     ("distribution", "strategy"),
+    ("budget", "distribution"),
     ("report", "manifest"),
     ("trainer", "logprob"),
 }
