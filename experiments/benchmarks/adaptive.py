@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.special import polygamma, psi
+from scipy.special import ndtr, polygamma, psi
 
 from sweetspot.budget import Adaptive, allocate, drawn
-from sweetspot.budget.gain import Tail, beliefs
+from sweetspot.budget.gain import GRID, Tail, beliefs, best_of
 from sweetspot.distribution import max_of_k_curve, moments
 
 Floats = NDArray[np.float64]
@@ -69,6 +69,8 @@ def main() -> None:
             f"promised/realised gain {result.promised / result.realised:.2f}  bias of variance {result.excess:+.1%}"
         )
     print(f"uniform n {arguments.target} is reached with {interval(needed(results, curve, weights, arguments.target))}")
+    least = bound(arguments.block, arguments.most, arguments.target)
+    print(f"equal normal prompts, known beforehand, would need {least:.1%}")
 
 
 def parsed() -> argparse.Namespace:
@@ -160,6 +162,25 @@ def one_order(rewards: Floats, budget: Adaptive, block: int) -> tuple[Floats, Fl
     seen, complete = drawn(rewards, counts), moments(rewards).sd
     ratio = (moments(seen).sd / complete)[complete > 0] ** 2
     return np.nanmax(seen, axis=1), counts.astype(float), rounds, promised, realised, float(ratio.mean() - 1)
+
+
+def bound(block: int, most: int, target: int) -> float:
+    """The fewest samples, as a share of the target, that reach its E[max] with equal normal prompts, known beforehand.
+
+    Such a prompt is drawn from until its best passes a level, the best rule there is; `level` runs over GRID. A prompt
+    that never passes it ends with the best of `most`, given that this is below the level.
+    """
+    cdf, blocks = ndtr(GRID), most // block
+    passes, excess = best_of(cdf, block)
+    ends, never = np.clip(passes, 1e-300, 1 - 1e-12), cdf**most
+    ended = -np.expm1(blocks * np.log1p(-ends))  # the probability that one of the blocks passes
+    below = GRID * never - np.append(
+        0.0, np.cumsum((never[1:] + never[:-1]) / 2 * np.diff(GRID))
+    )  # E[best; best < level]
+    chosen = (GRID + excess / ends) * ended + below
+    samples = block * ended / ends
+    goal = GRID[0] + best_of(cdf, target)[1][0]
+    return float(samples[chosen >= goal].min()) / target
 
 
 def equal_n(chosen: Floats, curve: Floats) -> Floats:
