@@ -16,5 +16,5 @@ The floors; an import only points down:
     stages
     sampler, reward_model, trainer, logprob, embedded, dpo, eval, data
     tile, fill: what lies in which file, and making what is missing together with others
-    component, schema, store, lease, launch, progress, logger, model, strategy, distribution, duplicates, losses
+    component, schema, store, lease, launch, progress, logger, model, strategy, distribution, budget, duplicates, losses
 """

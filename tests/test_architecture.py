@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["component", "strategy", "losses", "progress", "duplicates"],
-    ["schema", "store", "launch", "logger", "model", "distribution"],
+    ["schema", "store", "launch", "logger", "model", "distribution", "budget"],
     ["lease"],
     ["tile", "fill"],
     ["data", "dpo", "sampler", "reward_model", "embedded"],
@@ -61,6 +61,7 @@ SIDEWAYS = {
     ("schema", "component"),
     ("model", "schema"),
     ("distribution", "strategy"),
+    ("budget", "distribution"),
     ("report", "manifest"),
     ("trainer", "logprob"),
     ("reward_model", "sampler"),  # what every vLLM engine needs
