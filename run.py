@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import hydra
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,7 @@ from rich.console import Console
 
 from sweetspot import manifest as manifests
 from sweetspot import report, stages
+from sweetspot.budget import Adaptive, uneven
 from sweetspot.component import build, component, explain
 from sweetspot.data import Data, Imported, Prompts
 from sweetspot.distribution import indistinct
@@ -33,7 +35,7 @@ from sweetspot.logger import Logger
 from sweetspot.model import Model
 from sweetspot.reward_model import ImportedReward, RewardModel
 from sweetspot.sampler import Sampler
-from sweetspot.stages import Run
+from sweetspot.stages import Run, Samples
 from sweetspot.store import Store, StoreError
 from sweetspot.strategy import PositionPair
 
@@ -76,8 +78,20 @@ class Settings:
                 "reward_model=imported scores the samples of data=imported alone, so that rounds must be 1; got "
                 f"data {type(self.data).__name__}, rounds {self.rounds}"
             )
+        if self.adaptive and not self.reaches("score"):
+            raise ValueError(f"until must be score or later with sampler.budget=adaptive, got {self.until}")
         if self.rounds > 1 and not self.reaches("train"):
             raise ValueError(f"until must be train or evaluate when rounds is {self.rounds}, got {self.until}")
+
+    @property
+    def chosen(self) -> str:
+        """The position of the strategy's chosen response."""
+        return getattr(self.strategy, "chosen", type(self.strategy).__name__)
+
+    @property
+    def adaptive(self) -> Adaptive | None:
+        """Who gets how many samples, where not all get n_samples."""
+        return self.sampler.allocation(self.n_samples, self.chosen)
 
     def reaches(self, stage: str) -> bool:
         """Whether the run goes as far as the stage."""
@@ -153,14 +167,21 @@ def _stages(settings: Settings, prompts: Prompts, run: Run, facts: dict[str, Any
     for turn in range(settings.rounds):
         found: dict[str, Any] = {}
         facts["rounds"].append(found)
+        adaptive = None
         if turn == 0 and prompts.pool is not None:
             samples = stages.imported(prompts.pool, prompts.train, model, settings.n_samples, run)
-        else:
+        elif settings.adaptive is None:
             samples = stages.sample(prompts.train, model, settings.sampler, settings.n_samples, run)
+        else:
+            adaptive = stages.sample_adaptively(
+                prompts.train, model, settings.sampler, settings.adaptive, settings.chosen, reward_model, run
+            )
+            samples = adaptive.samples
+            facts["warnings"] += _bias(settings, samples)
         found["samples"] = manifests.of_samples(samples)
         if not settings.reaches("score"):
             return
-        rewards = stages.score(samples, reward_model, run)
+        rewards = adaptive or stages.score(samples, reward_model, run)
         found["rewards"] = manifests.of_rewards(rewards, str(names.get("reward_model", "selecting")))
         if not settings.reaches("select"):
             return
@@ -192,6 +213,12 @@ def _strategy_name(strategy: Any) -> str:
     return (
         f"({strategy.chosen}, {strategy.rejected})" if isinstance(strategy, PositionPair) else type(strategy).__name__
     )
+
+
+def _bias(settings: Settings, samples: Samples) -> list[str]:
+    """What is biased in a pool with uneven n, in a line."""
+    told = uneven(np.array(samples.blocks) * settings.sampler.tile_samples, settings.sampler.pilot_samples)
+    return [] if told is None else [told]
 
 
 def _warnings(settings: Settings, duplicates: int) -> list[str]:

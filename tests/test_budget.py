@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy.special import ndtr, polygamma, psi
 
-from sweetspot.budget import Adaptive, Uniform, allocate, drawn, label
+from sweetspot.budget import Adaptive, Uniform, allocate, drawn, uneven
 from sweetspot.budget.gain import (
     GRID,
     Beliefs,
@@ -245,8 +245,16 @@ def test_a_uniform_budget_is_one_round() -> None:
     ("budget", "chosen", "line"),
     [
         (adaptive(), "mu+2sigma", "strategy.chosen must be max or max_of_k with an adaptive budget"),
-        (adaptive(pilot=6), "max", "sampler.budget.pilot must be a multiple of tile_samples (4), got 6"),
-        (adaptive(most=18), "max", "sampler.budget.max_samples must be a multiple of tile_samples (4), got 18"),
+        (
+            adaptive(pilot=6),
+            "max",
+            "sampler.pilot_samples must be a multiple of sampler.tile_samples (4) with an adaptive budget, got 6",
+        ),
+        (
+            adaptive(most=18),
+            "max",
+            "n_samples must be a multiple of sampler.tile_samples (4) with an adaptive budget, got 18",
+        ),
     ],
 )
 def test_what_does_not_go_with_a_budget_is_refused_in_one_line(budget: Adaptive, chosen: str, line: str) -> None:
@@ -262,8 +270,8 @@ def test_the_fields_of_a_budget_are_in_ascending_order() -> None:
 
 
 def test_an_uneven_pool_is_labelled() -> None:
-    assert label(np.array([16, 16]), 16) is None
-    said = label(np.array([16, 128, 48]), 16) or ""
+    assert uneven(np.array([16, 16]), 16) is None
+    said = uneven(np.array([16, 128, 48]), 16) or ""
     assert said.startswith("uneven n: 16 to 128 samples a prompt, mean 64.0. ")
     assert said.endswith("those of the first 16 samples of each prompt are not")
 

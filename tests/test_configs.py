@@ -98,6 +98,20 @@ def test_the_paper_s_21_pairs_build_from_overrides() -> None:
         (["reward_model=imported"], ["reward_model=imported", "data=imported", "got data Embedded"]),
         (["reward_model=imported", "data=imported", "data.pool=a", "rounds=2"], ["rounds must be 1", "rounds 2"]),
         (["eval.kl_samples=9"], ["eval", "kl_samples", "got 9"]),
+        (["sampler.budget=adaptive"], ["sampler.mean_samples", "n_samples", "got None"]),
+        (["sampler.budget=adaptive", "sampler.mean_samples=40"], ["sampler.mean_samples", "not in 16 to 16"]),
+        (
+            ["sampler.budget=adaptive", "sampler.mean_samples=18", "n_samples=20"],
+            ["n_samples must be a multiple", "20"],
+        ),
+        (
+            ["sampler.budget=adaptive", "sampler.mean_samples=24", "n_samples=32", "strategy=best_two_sigma"],
+            ["strategy.chosen must be max", "got mu+2sigma"],
+        ),
+        (
+            ["sampler.budget=adaptive", "sampler.mean_samples=24", "n_samples=32", "until=sample"],
+            ["until must be score or later", "got sample"],
+        ),
         (["data.limit=0"], ["data.limit", "got 0"]),
         (["reward_model=armorm", "reward_model.max_tokens=1"], ["reward_model.max_tokens", "got 1"]),
         (["reward_model=python_function", "reward_model.function=reward"], ["reward_model.function", "got 'reward'"]),

@@ -117,6 +117,11 @@ def test_no_loader_reads_pickled_weights(trapped: tuple[Path, Path], tiny_model:
         dtype="float32",
         tile_prompts=1,
         tile_samples=1,
+        budget="uniform",
+        pilot_samples=16,
+        mean_samples=None,
+        gain_threshold=0.0,
+        tail="upper",
         batch_size=1,
     )
     with pytest.raises(OSError, match="safetensors"):

@@ -136,6 +136,26 @@ def test_two_workers_of_one_run_divide_the_tiles_and_make_the_same_bytes(
     ]
 
 
+def test_an_adaptive_budget_fills_an_ordinary_pool_unevenly_and_the_same_again(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    """12 prompts, a pilot of 4, at most 12 and on average 8: 96 samples in all, in whole blocks of 4."""
+    budget = ["sampler.budget=adaptive", "sampler.pilot_samples=4", "sampler.mean_samples=8", "n_samples=12"]
+    found = [*tiny_overrides, *budget, "until=select"]
+    first = finish(found, tmp_path / "store", tmp_path / "first")
+    samples = first["rounds"][0]["samples"]
+    assert 48 < samples["drawn"] <= 96
+    assert any("uneven n: 4 to 12 samples a prompt" in warning for warning in first["warnings"])
+    again = finish(found, tmp_path / "store", tmp_path / "again")
+    assert again["made"] == 0
+    assert again["rounds"][0]["pairs"] == first["rounds"][0]["pairs"]
+    uniform = [*tiny_overrides, "n_samples=12", "until=select"]
+    filled = finish(uniform, tmp_path / "store", tmp_path / "uniform")["rounds"][0]["samples"]
+    assert (filled["key"], filled["drawn"]) == (samples["key"], 144)
+    after = finish(found, tmp_path / "store", tmp_path / "after")  # what the pool holds by now changes nothing
+    assert after["rounds"][0]["pairs"]["key"] == first["rounds"][0]["pairs"]["key"]
+
+
 def test_another_strategy_samples_and_scores_nothing(
     finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
 ) -> None:

@@ -23,6 +23,11 @@ COMMON = {
     "dtype": "float32",
     "tile_prompts": 2,
     "tile_samples": 4,
+    "budget": "uniform",
+    "pilot_samples": 16,
+    "mean_samples": None,
+    "gain_threshold": 0.0,
+    "tail": "upper",
 }
 TRANSFORMERS = TransformersSampler(**COMMON, batch_size=8)  # pyright: ignore
 VLLM = VllmSampler(

@@ -69,6 +69,11 @@ def ways(arguments: Any, model: Model, scratch: Path) -> dict[str, Callable[[int
         "dtype": arguments.dtype,
         "tile_prompts": arguments.tile_prompts,
         "tile_samples": arguments.tile_samples,
+        "budget": "uniform",
+        "pilot_samples": 16,
+        "mean_samples": None,
+        "gain_threshold": 0.0,
+        "tail": "upper",
     }
     sampler = VllmSampler(
         **common,

@@ -68,6 +68,11 @@ def _job(scratch: Path, model: Path, count: int, arguments: Any) -> dict[str, An
         dtype="float32",
         tile_prompts=4,
         tile_samples=8,
+        budget="uniform",
+        pilot_samples=16,
+        mean_samples=None,
+        gain_threshold=0.0,
+        tail="upper",
         batch_size=32,
     )
     policy = Model(name="it", path=str(model), revision=None, system_prompt=None, trust_remote_code=False)

@@ -65,7 +65,7 @@ def drawn(rewards: ArrayLike, counts: Indices) -> Floats:
     return np.where(np.arange(matrix.shape[1]) < counts[:, None], matrix, np.nan)
 
 
-def label(counts: Indices, pilot: int) -> str | None:
+def uneven(counts: Indices, pilot: int) -> str | None:
     """What to write beside every statistic of a pool with these samples per prompt; None where all have as many."""
     if len(np.unique(counts)) < 2:
         return None
@@ -125,9 +125,11 @@ class Adaptive:
                 "strategy.chosen must be max or max_of_k with an adaptive budget (to other positions, more samples "
                 f"only bring the nearest response closer), got {chosen}"
             )
-        for name, value in (("pilot", self.pilot), ("max_samples", self.max_samples)):
+        for name, value in (("sampler.pilot_samples", self.pilot), ("n_samples", self.max_samples)):
             if value % block:
-                raise ValueError(f"sampler.budget.{name} must be a multiple of tile_samples ({block}), got {value}")
+                raise ValueError(
+                    f"{name} must be a multiple of sampler.tile_samples ({block}) with an adaptive budget, got {value}"
+                )
 
     def next_blocks(self, rewards: ArrayLike, counts: Indices, block: int, chosen: str) -> Indices:
         """The pilot first; then one block for each prompt whose expected gain exceeds the price."""

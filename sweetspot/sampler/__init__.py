@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from pydantic import Field
 
+from sweetspot.budget import Adaptive
+from sweetspot.budget.gain import Tail
 from sweetspot.component import component, field_identity, runtime
 from sweetspot.model import Model, folder_digest
 from sweetspot.store import tile_name
@@ -59,10 +61,39 @@ class Sampler:
     dtype: Literal["bfloat16", "float16", "float32"]
     tile_prompts: int = Field(ge=1)
     tile_samples: int = Field(ge=1)
+    budget: Literal["uniform", "adaptive"] = runtime()  # which samples are drawn, not what they are
+    pilot_samples: int = runtime(ge=2)
+    mean_samples: int | None = runtime(ge=2)
+    gain_threshold: float = runtime(ge=0)
+    tail: Tail = runtime()
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ValueError(f"temperature must be > 0 to draw distinct responses, got {self.temperature:g}")
+
+    def allocation(self, n_samples: int, chosen: str) -> Adaptive | None:
+        """Who gets how many of at most n_samples, for strategies that choose the response at `chosen`; None = all get
+        n_samples.
+
+        Raises:
+            ValueError: naming the setting that does not go with the others.
+        """
+        if self.budget == "uniform":
+            return None
+        if self.mean_samples is None or not self.pilot_samples <= self.mean_samples <= n_samples:
+            raise ValueError(
+                "sampler.mean_samples must lie between sampler.pilot_samples and n_samples with "
+                f"sampler.budget=adaptive, got {self.mean_samples}, not in {self.pilot_samples} to {n_samples}"
+            )
+        adaptive = Adaptive(
+            pilot=self.pilot_samples,
+            mean_samples=self.mean_samples,
+            max_samples=n_samples,
+            threshold=self.gain_threshold,
+            tail=self.tail,
+        )
+        adaptive.check(self.tile_samples, chosen)
+        return adaptive
 
     @property
     def group(self) -> int:

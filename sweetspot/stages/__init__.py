@@ -4,6 +4,7 @@ Each stage takes what the one before returned, looks in the store for what is th
 rest, and records how much it made and reused. Nothing here imports torch, vLLM or transformers.
 """
 
+from sweetspot.stages.adaptive import sample_adaptively
 from sweetspot.stages.evaluation import Evaluation, evaluate
 from sweetspot.stages.imported import imported
 from sweetspot.stages.pairs import Pairs, select
@@ -24,6 +25,7 @@ __all__ = [
     "log_probabilities",
     "prepare",
     "sample",
+    "sample_adaptively",
     "score",
     "select",
     "text_codes",
