@@ -114,7 +114,7 @@ def test_log_probabilities_and_gradients_are_those_of_the_whole_logits_row_by_ro
     batching: str, tiled: bool, tiny_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Float64, tiles of 30 vocabulary entries (the last is smaller), every sequence with a weight of its own."""
-    monkeypatch.setattr(head.tiled_logprobs, "__defaults__", (30 * 19,))
+    monkeypatch.setattr(head.tiled_logprobs, "__defaults__", (30 * 19, False))
     found, gradient = _run(_load(tiny_model, batching), Forward(batching, tiled, None))
     expected, gradients = [], []
     for prompt, responses in GROUPS:
@@ -187,9 +187,9 @@ def test_no_more_logits_than_a_tile_exist_at_once(monkeypatch: pytest.MonkeyPatc
     sizes: list[int] = []
     whole = head._exponentials
 
-    def watched(states: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def watched(states: torch.Tensor, part: torch.Tensor, onednn: bool) -> tuple[torch.Tensor, torch.Tensor]:
         sizes.append(len(states) * len(part))
-        return whole(states, part)
+        return whole(states, part, onednn)
 
     monkeypatch.setattr(head, "_exponentials", watched)
     states, weight = torch.randn(7, 4, requires_grad=True), torch.randn(50, 4, requires_grad=True)
@@ -224,6 +224,7 @@ def test_onednn_computes_what_a_linear_layer_does() -> None:
         outside = torch.randn(2, 3, 5)
         expected = torch.autograd.grad((layer(states) * outside).sum(), [states, *layer.parameters()])
         products.install(layer)
+        assert products.installed(layer)
         found = torch.autograd.grad((layer(states) * outside).sum(), [states, *layer.parameters()])
         for ours, theirs in zip(found, expected, strict=True):
             assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from sweetspot.logprob.layout import Layout
-from sweetspot.logprob.products import product
+from sweetspot.logprob.products import installed, product
 from sweetspot.losses import token_logprobs
 
 TILE = 1 << 24  # logits that exist at once: 64 MB in float32
 
 
-def tiled_logprobs(states: Tensor, weight: Tensor, targets: Tensor, tile: int = TILE) -> Tensor:
+def tiled_logprobs(states: Tensor, weight: Tensor, targets: Tensor, tile: int = TILE, onednn: bool = False) -> Tensor:
     """log softmax(states @ weight.T) at the targets [tokens], nats, float32 at least.
 
     Args:
@@ -26,10 +26,11 @@ def tiled_logprobs(states: Tensor, weight: Tensor, targets: Tensor, tile: int = 
         weight: [vocabulary, hidden], of one dtype with the states.
         targets: [tokens], ids.
         tile: logits that may exist at once (a column of the vocabulary at least).
+        onednn: whether oneDNN computes the products, in float32.
     """
     if not len(targets):
         return states.new_zeros(0, dtype=_raised(states.dtype))
-    found: Tensor = _TiledLogprobs.apply(states, weight, targets, tile)  # pyright: ignore[reportAssignmentType]
+    found: Tensor = _TiledLogprobs.apply(states, weight, targets, tile, onednn)  # pyright: ignore[reportAssignmentType]
     return found
 
 
@@ -38,17 +39,17 @@ class _TiledLogprobs(torch.autograd.Function):
     g h at y minus p^T (g h). A tile is kept as e = exp(logits - m), m the tile's largest; p = e exp(m - lse)."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, tile: int) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, tile: int, onednn: bool) -> Tensor:
         width = max(tile // len(targets), 1)
         starts = range(0, len(weight), width)
         total = states.new_full((len(targets),), -torch.inf, dtype=_raised(states.dtype))
         last: tuple[Tensor, ...] = ()
         for start in starts:
             last = ()  # the tile before is given back first
-            last = exponentials, largest = _exponentials(states, weight[start : start + width])
+            last = exponentials, largest = _exponentials(states, weight[start : start + width], onednn)
             total = torch.logaddexp(total, largest + exponentials.sum(dim=1).log())
         ctx.save_for_backward(states, weight, targets, total, *last)
-        ctx.width = width
+        ctx.width, ctx.onednn = width, onednn
         return (states.to(total.dtype) * weight[targets].to(total.dtype)).sum(dim=1) - total
 
     @staticmethod
@@ -61,23 +62,23 @@ class _TiledLogprobs(torch.autograd.Function):
         weight_gradient = torch.empty_like(weight) if of_weight else None
         for start in reversed(range(0, len(weight), ctx.width)):
             part = weight[start : start + ctx.width]
-            exponentials, largest = last or _exponentials(states, part)
+            exponentials, largest = last or _exponentials(states, part, ctx.onednn)
             last = []
             exponentials = exponentials.to(weight.dtype)
             scale = (gradient * torch.exp(largest - total))[:, None]
             if of_states:
-                states_gradient -= scale * product(exponentials, part.t())
+                states_gradient -= scale * product(exponentials, part.t(), ctx.onednn)
             if weight_gradient is not None:
                 scaled = (-scale * raised).to(weight.dtype)
-                weight_gradient[start : start + ctx.width] = product(exponentials.t(), scaled.t())
+                weight_gradient[start : start + ctx.width] = product(exponentials.t(), scaled.t(), ctx.onednn)
         if weight_gradient is not None:
             weight_gradient.index_add_(0, targets, (gradient[:, None] * raised).to(weight.dtype))
-        return states_gradient.to(states.dtype) if of_states else None, weight_gradient, None, None
+        return states_gradient.to(states.dtype) if of_states else None, weight_gradient, None, None, None
 
 
-def _exponentials(states: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+def _exponentials(states: Tensor, part: Tensor, onednn: bool) -> tuple[Tensor, Tensor]:
     """exp(logits - m) [tokens, part of the vocabulary] and m, each token's largest logit there [tokens]."""
-    logits = product(states, part)
+    logits = product(states, part, onednn)
     logits = logits.to(_raised(logits.dtype))
     largest = logits.amax(dim=1)
     return logits.sub_(largest[:, None]).exp_(), largest
@@ -102,7 +103,7 @@ def head_predicts(network: Any, layout: Layout, tiled: bool) -> Generator[None]:
     or caps its logits needs tiled=False, which returns the logits at the predicting places [tokens, vocabulary].
     """
     head = network.get_output_embeddings()
-    before = vars(head).get("forward")
+    before, onednn = vars(head).get("forward"), installed(head)
     whole = head.forward
 
     def forward(states: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ def head_predicts(network: Any, layout: Layout, tiled: bool) -> Generator[None]:
         if torch.is_autocast_enabled(picked.device.type):
             dtype = torch.get_autocast_dtype(picked.device.type)
             picked, weight = picked.to(dtype), weight.to(dtype)
-        return tiled_logprobs(picked, weight, layout.targets)
+        return tiled_logprobs(picked, weight, layout.targets, onednn=onednn)
 
     head.forward = forward
     try:

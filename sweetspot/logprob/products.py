@@ -26,9 +26,14 @@ def install(network: nn.Module) -> None:
             vars(module)["forward"] = functools.partial(_linear, module)
 
 
-def product(states: Tensor, weight: Tensor) -> Tensor:
-    """states @ weight.T: [.., in] and [out, in] -> [.., out], without gradients."""
-    if states.dtype == torch.float32 and states.device.type == "cpu" and torch.backends.mkldnn.is_available():
+def installed(module: nn.Module) -> bool:
+    """Whether oneDNN computes a linear layer."""
+    return isinstance(found := vars(module).get("forward"), functools.partial) and found.func is _linear
+
+
+def product(states: Tensor, weight: Tensor, onednn: bool) -> Tensor:
+    """states @ weight.T: [.., in] and [out, in] -> [.., out], without gradients; float32 where oneDNN computes it."""
+    if onednn:
         return torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
     return functional.linear(states, weight)
 
@@ -46,7 +51,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(states, weight)
-        return product(states, weight)
+        return product(states, weight, onednn=True)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -55,6 +60,6 @@ class _Linear(torch.autograd.Function):
         of_states, of_weight = ctx.needs_input_grad  # pyright: ignore[reportAttributeAccessIssue]
         rows, heights = states.flatten(0, -2), gradient.flatten(0, -2)
         return (
-            product(gradient, weight.t()) if of_states else None,
-            product(heights.t(), rows.t()) if of_weight else None,
+            product(gradient, weight.t(), onednn=True) if of_states else None,
+            product(heights.t(), rows.t(), onednn=True) if of_weight else None,
         )

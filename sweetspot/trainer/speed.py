@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sweetspot.logprob.forward import Forward
-from sweetspot.logprob.products import product
+from sweetspot.logprob.products import installed, product
 from sweetspot.trainer.pairs import TrainingPair
 
 
@@ -77,13 +77,14 @@ def product_rate(network: Any, forward: Forward) -> float:
     size = 8192 if first.device.type == "cuda" else 1024
     dtype = getattr(torch, forward.autocast) if forward.autocast else first.dtype
     left, right = (torch.ones(size, size, dtype=dtype, device=first.device) for _ in range(2))
-    best = min(_seconds(left, right) for _ in range(5))
+    onednn = installed(network.get_output_embeddings())
+    best = min(_seconds(left, right, onednn) for _ in range(5))
     return 2 * size**3 / best
 
 
-def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+def _seconds(left: torch.Tensor, right: torch.Tensor, onednn: bool) -> float:
     started = time.perf_counter()
-    product(left, right)
+    product(left, right, onednn)
     if left.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
