@@ -15,5 +15,5 @@ The floors; an import only points down:
     run.py, report, manifest
     stages
     sampler, reward_model, trainer, logprob, embedded, dpo, eval, data
-    component, schema, store, launch, logger, model, strategy, distribution, losses
+    component, schema, store, launch, logger, model, strategy, statistics, distribution, losses
 """

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    ["component", "strategy", "losses"],
+    ["component", "strategy", "losses", "statistics"],
     ["schema", "store", "launch", "logger", "model", "distribution"],
     ["data", "dpo", "sampler", "reward_model", "embedded"],
     ["eval", "logprob", "trainer"],

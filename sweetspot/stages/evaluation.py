@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sweetspot.component import key, to_config
 from sweetspot.dpo import DPO
-from sweetspot.eval import HeldOut, Interval, bootstrap_mean, distinct, preferences
+from sweetspot.eval import HeldOut, distinct, preferences
 from sweetspot.model import Model
 from sweetspot.reward_model import RewardModel
 from sweetspot.sampler import Sampler
@@ -18,6 +18,7 @@ from sweetspot.schema import SCORES
 from sweetspot.stages.policy import log_probabilities
 from sweetspot.stages.pool import Samples, sample, score
 from sweetspot.stages.run import Run
+from sweetspot.statistics import Interval, bootstrap_mean
 from sweetspot.store import read_tile, write_tile
 
 
