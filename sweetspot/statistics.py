@@ -6,6 +6,7 @@ prompts have in common cancels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,11 @@ class Interval:
     low: float
     high: float
     n: int
+
+
+def as_floats(values: Any) -> Floats:
+    """The values as float64, None as NaN."""
+    return np.asarray(values, dtype=np.float64)
 
 
 def bootstrap_mean(values: np.ndarray, resamples: int, seed: int) -> Interval:
@@ -59,6 +65,21 @@ def bootstrap_mean(values: np.ndarray, resamples: int, seed: int) -> Interval:
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(float(kept.mean()), float(drawn.low), float(drawn.high), len(kept))
+
+
+def bootstrap_ratio(numerators: Floats, denominators: Floats, resamples: int, seed: int) -> Interval:
+    """Sum over sum, over prompts, with its percentile-bootstrap interval: a mean of prompts that count differently.
+
+    Args:
+        numerators, denominators: one of each a prompt [prompts]; the denominators are positive.
+    """
+    rng, n, unknown = np.random.default_rng(seed), len(numerators), float("nan")
+    if n < 2:
+        return Interval(float(numerators.sum() / denominators.sum()) if n else unknown, unknown, unknown, n)
+    drawn = [rng.integers(0, n, size=(size, n)) for size in blocks(resamples, max(1, BATCH // n))]
+    ratios = np.concatenate([numerators[rows].sum(axis=1) / denominators[rows].sum(axis=1) for rows in drawn])
+    low, high = np.quantile(ratios, (ALPHA / 2, 1 - ALPHA / 2))
+    return Interval(float(numerators.sum() / denominators.sum()), float(low), float(high), n)
 
 
 def sign_flip_p(differences: np.ndarray, permutations: int, seed: int) -> float:

@@ -5,8 +5,9 @@ import csv
 import numpy as np
 import pytest
 
-from sweetspot.eval.alpaca_metrics import as_floats, difficulty_source, metrics, published_order, regulariser
+from sweetspot.eval.alpaca_metrics import difficulty_source, metrics, published_order, regulariser
 from sweetspot.eval.length_control import STRENGTHS, Regulariser, length_controlled, nearest_strength
+from sweetspot.statistics import as_floats
 from tests.alpaca import ALPACA, GAMED, annotations, needs_alpaca, outputs
 
 MODELS = sorted(path.name.removesuffix(".json.gz") for path in (ALPACA / "annotations").glob("*.json.gz"))

@@ -1,5 +1,30 @@
-"""Evaluation: how a policy answers prompts that it was not trained on, and who says so."""
+"""Evaluation: how a policy answers prompts that it was not trained on, and who says so.
 
+held_out          fresh responses of start and policy to held-out prompts, compared by a reward model
+alpaca            AlpacaEval 2: 805 prompts against a baseline's responses, by a judge
+arena             Arena-Hard: the same in both orders
+judge             who judges: an OpenAI-compatible address, a model of one's own, a reward model
+asking, answers   the request loop, and the file that keeps what was paid
+"""
+
+from sweetspot.eval.alpaca import AlpacaEval
+from sweetspot.eval.arena import ArenaHard
 from sweetspot.eval.held_out import HeldOut, distinct, duplicate_rate, preferences
+from sweetspot.eval.judge import OpenAIJudge, RewardJudge, VllmJudge
+from sweetspot.eval.nothing import NoEvaluation
 
-__all__ = ["HeldOut", "distinct", "duplicate_rate", "preferences"]
+EVALUATIONS = (HeldOut, AlpacaEval, ArenaHard, NoEvaluation)
+
+__all__ = [
+    "EVALUATIONS",
+    "AlpacaEval",
+    "ArenaHard",
+    "HeldOut",
+    "NoEvaluation",
+    "OpenAIJudge",
+    "RewardJudge",
+    "VllmJudge",
+    "distinct",
+    "duplicate_rate",
+    "preferences",
+]

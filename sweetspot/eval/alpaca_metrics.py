@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from sweetspot.component import canonical_json
 from sweetspot.eval.length_control import Regulariser, nearest_strength
-from sweetspot.statistics import Floats
+from sweetspot.statistics import as_floats
+from sweetspot.store import read_tile, write_tile
 
 PROMPTS = 805
 # SHA-256 over the canonical JSON of the 805 instructions in the order of alpaca_eval_gpt4_baseline.json.
@@ -31,11 +33,16 @@ def published_order(instructions: Sequence[str]) -> bool:
     return hashlib.sha256(canonical_json(list(instructions)).encode()).hexdigest() == INSTRUCTIONS
 
 
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def difficulty_source(gamed: Path) -> str:
     """What the difficulties come from, for the label of a length-controlled rate."""
-    with gamed.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return "published" if digest == GAMED else f"not the published df_gamed.csv (SHA-256 {digest[:16]})"
+    found = digest(gamed)
+    return "published" if found == GAMED else f"not the published df_gamed.csv (SHA-256 {found[:16]})"
 
 
 def metrics(rows: Sequence[Mapping[str, Any]], gamed: Path | None) -> tuple[dict[str, Any], list[float] | None]:
@@ -89,15 +96,40 @@ def regulariser(gamed: Path) -> Regulariser:
     if not needed <= set(frame.columns):
         raise ValueError(f"eval.gamed_path must have the columns {', '.join(sorted(needed))}, got {gamed}")
     first = frame.drop_duplicates("index")
-    if first["index"].tolist() != list(range(PROMPTS)):
-        raise ValueError(f"eval.gamed_path must have a row for each of the {PROMPTS} prompts, got {gamed}")
+    if frame["index"].tolist() != list(range(PROMPTS)) * (len(frame) // PROMPTS) or frame.empty:
+        raise ValueError(f"eval.gamed_path must have its rows in the order of the {PROMPTS} prompts, got {gamed}")
     rows = np.column_stack([np.tanh(frame["std_delta_len"]), frame["instruction_difficulty"]])
     return Regulariser(as_floats(first["instruction_difficulty"]), rows, as_floats(frame["preference"]))
 
 
-def as_floats(values: Any) -> Floats:
-    """A column as float64 [rows]."""
-    return np.asarray(values, dtype=np.float64)
+REGULARISER = pa.schema(  # what a length-controlled rate can be fitted again from, without pandas
+    [
+        ("prompt_id", pa.string()),  # of the row's prompt
+        ("difficulty", pa.float64()),
+        ("length", pa.float64()),  # of a gamed baseline's row: tanh of the length difference
+        ("preference", pa.float64()),  # for the baseline, in [0, 1]
+    ]
+)
+
+
+def write_regulariser(path: Path, regular: Regulariser, prompt_ids: Sequence[str]) -> None:
+    """Keep the regulariser, its rows by prompt."""
+    rows = len(regular.preference)
+    columns = [
+        [prompt_ids[number % len(prompt_ids)] for number in range(rows)],
+        regular.rows[:, 1].tolist(),
+        regular.rows[:, 0].tolist(),
+        regular.preference.tolist(),
+    ]
+    write_tile(path, pa.Table.from_pydict(dict(zip(REGULARISER.names, columns, strict=True)), schema=REGULARISER), {})
+
+
+def read_regulariser(path: Path) -> tuple[Regulariser, list[str]]:
+    """A kept regulariser, and the prompts' ids in the order of its difficulties."""
+    rows = read_tile(path, REGULARISER)[0]
+    ids = list(dict.fromkeys(rows["prompt_id"].to_pylist()))
+    difficulty, length, preference = (rows[name].to_numpy() for name in REGULARISER.names[1:])
+    return Regulariser(difficulty[: len(ids)], np.column_stack([length, difficulty]), preference), ids
 
 
 @contextlib.contextmanager

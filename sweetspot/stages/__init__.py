@@ -4,11 +4,12 @@ Each stage takes what the one before returned, looks in the store for what is th
 rest, and records how much it made and reused. Nothing here imports torch, vLLM or transformers.
 """
 
-from sweetspot.stages.evaluation import Evaluation, evaluate
+from sweetspot.stages.evaluation import check, evaluate
 from sweetspot.stages.pairs import Pairs, select
 from sweetspot.stages.policy import Policy, log_probabilities, train
 from sweetspot.stages.pool import Rewards, Samples, sample, score
 from sweetspot.stages.run import Run, Stage, prepare
+from sweetspot.stages.subject import Evaluation, Subject
 
 __all__ = [
     "Evaluation",
@@ -18,6 +19,8 @@ __all__ = [
     "Run",
     "Samples",
     "Stage",
+    "Subject",
+    "check",
     "evaluate",
     "log_probabilities",
     "prepare",
