@@ -28,7 +28,7 @@ from sweetspot.component import build, component, explain
 from sweetspot.data import Data
 from sweetspot.distribution import indistinct
 from sweetspot.dpo import DPO, DeepSpeed
-from sweetspot.eval import EVALUATIONS, HeldOut, NoEvaluation
+from sweetspot.eval import EVALUATIONS, HeldOut, NoEvaluation, RewardBench
 from sweetspot.launch import Launch, WorkerError
 from sweetspot.logger import Logger
 from sweetspot.model import Model
@@ -84,10 +84,13 @@ class Settings:
 
     def evaluations(self, first: str) -> dict[str, Any]:
         """The evaluations that the run comes to, by name; `first` is the name of `eval`."""
-        if not self.reaches("evaluate"):
-            return {}
         named = {first: self.eval, **self.also}
-        return {name: one for name, one in named.items() if not isinstance(one, NoEvaluation)}
+        return {
+            name: one
+            for name, one in named.items()
+            if self.reaches("score" if isinstance(one, RewardBench) else "evaluate")
+            and not isinstance(one, NoEvaluation)
+        }
 
 
 def settings_of(config: Mapping[str, Any]) -> Settings:
@@ -175,6 +178,9 @@ def _stages(
     start: Model = stages.prepare(settings.model, run)
     reward_model: RewardModel = stages.prepare(settings.reward_model, run)
     model = start
+    benches = {name: one for name, one in evaluations.items() if isinstance(one, RewardBench)}
+    for name, one in benches.items():
+        facts["evaluations"].append(manifests.of_evaluation(stages.bench(name, stages.prepare(one, run), run)))
     for _ in range(settings.rounds):
         found: dict[str, Any] = {}
         facts["rounds"].append(found)
@@ -198,6 +204,8 @@ def _stages(
     selecting = (facts["rounds"][-1]["rewards"]["reward_model"], reward_model)
     subject = Subject(model, start, held_out, settings.sampler, selecting, settings.dpo)
     for name, evaluation in evaluations.items():
+        if name in benches:
+            continue
         result = stages.evaluate(name, stages.prepare(evaluation, run), subject, run)
         facts["evaluations"].append(manifests.of_evaluation(result))
         facts["warnings"] += [line for line in [result.metrics.get("order_warning")] if line]

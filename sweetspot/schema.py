@@ -103,6 +103,39 @@ SCORES = pa.schema(
 )
 
 
+CHECKED = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("response", pa.string()),
+        ("instructions", pa.list_(pa.string())),  # that the prompt gives, by the checker's name
+        ("strict", pa.list_(pa.bool_())),  # whether each is followed
+        ("loose", pa.list_(pa.bool_())),  # the same without the first or last line, or asterisks
+    ]
+)
+
+
+AGREEMENT = pa.schema(  # a reward model beside somebody's preference
+    [
+        ("source", pa.string()),  # of the preference
+        ("prompt", pa.string()),
+        ("chosen_reward", pa.float64()),
+        ("rejected_reward", pa.float64()),
+    ]
+)
+
+
+ACADEMIC = pa.schema(
+    [
+        ("task", pa.string()),  # by lm-eval's name
+        ("metric", pa.string()),  # the first that the task lists, with its filter
+        ("value", pa.float64()),
+        ("standard_error", pa.float64()),  # as lm-eval gives it; null where it gives none
+        ("fewshot", pa.int32()),  # solved documents before each
+        ("n", pa.int32()),  # documents
+    ]
+)
+
+
 def prompt_id(messages: Sequence[Mapping[str, Any]]) -> str:
     """The identity of a conversation: equal messages, equal id, whatever file or order they came in."""
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]

@@ -108,19 +108,24 @@ def blocks(total: int, most: int) -> list[int]:
 
 def holm(p_values: Sequence[float]) -> Floats:
     """Adjusted p-values that bound the chance of any false finding among the family (Holm 1979)."""
-    return _adjusted(p_values, "holm")
+    values = as_floats(p_values)
+    order = np.argsort(values, kind="stable")
+    steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    return _placed(steps, order)
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> Floats:
     """Adjusted p-values that bound the expected share of false ones among the findings (Benjamini, Hochberg 1995)."""
-    return _adjusted(p_values, "fdr_bh")
+    values = as_floats(p_values)
+    order = np.argsort(values, kind="stable")[::-1]  # the largest first
+    steps = np.minimum.accumulate(values[order] * len(values) / np.arange(len(values), 0, -1))
+    return _placed(steps, order)
 
 
-def _adjusted(p_values: Sequence[float], method: str) -> Floats:
-    from statsmodels.stats.multitest import multipletests
-
-    values = np.asarray(p_values, dtype=np.float64)
-    return np.asarray(multipletests(values, method=method)[1]) if len(values) else values
+def _placed(steps: Floats, order: np.ndarray) -> Floats:
+    adjusted = np.empty_like(steps)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return adjusted
 
 
 def detectable(standard_error: float, power: float) -> float:

@@ -9,8 +9,9 @@ import pytest
 
 from sweetspot.component import build
 from sweetspot.eval.alpaca import AlpacaEval, read_baseline, verdict
-from sweetspot.eval.judge import OpenAIJudge, forecast
+from sweetspot.eval.judge import forecast
 from sweetspot.stages import check
+from sweetspot.stages.judged import JUDGE_PROMPT_CHARACTERS
 from tests.alpaca import annotations, needs_alpaca
 from tests.judging import judge
 
@@ -96,7 +97,7 @@ def test_a_run_tells_the_price_and_what_will_be_missing_before_it_starts(
     told = check({"alpaca": paid})
     assert told[0] == "alpaca: df_gamed.csv was not found, so there is a win rate and no length-controlled one"
     assert told[1].startswith("alpaca: 100 of 805 prompts: a partial result")
-    assert "100 requests, about 40,000 tokens and at most 0.40 USD" in told[2]
+    assert "100 requests, about 31,200 tokens and at most 0.31 USD" in told[2]  # 1,400 characters and a few
     assert "NO_SUCH_KEY is not set; the run will stop before it judges" in told[3]
 
 
@@ -122,10 +123,9 @@ def test_a_verdict_needs_one_of_the_two_tokens() -> None:
 
 
 @needs_alpaca
-def test_the_forecast_of_tokens_is_within_10_percent_of_what_the_published_judgements_took() -> None:
-    rows = annotations("gpt-3.5-turbo-1106")
-    tokens = sum(row["price_per_example"] for row in rows if row["price_per_example"]) / 1e-5  # 0.01 USD for 1,000
-    template = 1600
-    lengths = [len(row["instruction"]) + len(row["output_1"]) + len(row["output_2"]) + template for row in rows]
-    asked: OpenAIJudge = judge("http://127.0.0.1:9/v1")
-    assert forecast(asked, lengths, 1)["tokens"] == pytest.approx(tokens, rel=0.1)
+@pytest.mark.parametrize("model", ["gpt-3.5-turbo-1106", "alpaca-7b", "gemma-7b-it", "NullModel"])
+def test_the_forecast_of_tokens_is_within_10_percent_of_what_the_published_judgements_took(model: str) -> None:
+    rows = [row for row in annotations(model) if row["price_per_example"]]
+    tokens = sum(row["price_per_example"] for row in rows) / 1e-5  # 0.01 USD for 1,000
+    lengths = [len(row["instruction"] + row["output_1"] + row["output_2"]) + JUDGE_PROMPT_CHARACTERS for row in rows]
+    assert forecast(judge("http://127.0.0.1:9/v1"), lengths, 1)["tokens"] == pytest.approx(tokens, rel=0.1)

@@ -24,6 +24,8 @@ NEEDS = {
     "data=parquet": ["data.path=a.parquet"],
 }
 NEEDS["eval=arena_hard"] = ["eval.questions_path=q.jsonl", "eval.baseline_path=b.jsonl"]
+NEEDS["eval=ifeval"] = ["eval.path=input_data.jsonl"]
+NEEDS["eval=reward_bench_local"] = ["eval.folder=preferences"]
 NEEDS["judge=openai"] = ["eval.judge.name=own", "eval.judge.model=m", "eval.judge.base_url=http://localhost/v1"]
 NEEDS["reward_model=sequence_classifier"] = ["reward_model.path=some/classifier"]
 

@@ -276,3 +276,24 @@ def test_no_evaluation_is_skipped(
     assert found["evaluations"] == []
     assert found["made"] == 0
     assert "it was not evaluated" in (tmp_path / "none" / "report.html").read_text()
+
+
+def test_a_reward_model_is_held_against_local_preferences_without_training(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"Name {n}.", "chosen": f"It is {n}.", "rejected": "No."} for n in range(10)]
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    kept = [line for line in tiny_overrides if "eval" not in line]
+    bench = [
+        "eval=reward_bench_local",
+        f"eval.folder={tmp_path}",
+        "until=score",
+        "~eval.files",
+        "+eval.files={own: own.json}",
+    ]
+    found = finish([*kept, *bench], finished[0], tmp_path / "bench")
+    (result,) = found["evaluations"]
+    assert (result["kind"], result["n_pairs"]) == ("reward_bench", 10)
+    assert [part["name"] for part in result["parts"]] == ["all", "own"]
+    assert "policy" not in found["rounds"][0]
+    assert "longer wins 100%" in (tmp_path / "bench" / "report.html").read_text()

@@ -28,7 +28,15 @@ def test_holm_and_benjamini_hochberg_by_hand() -> None:
     # sorted .01 .02 .04: Holm x3, x2, x1 made monotone; BH x3/1, x3/2, x3/3 made monotone from above
     np.testing.assert_allclose(holm([0.04, 0.01, 0.02]), [0.04, 0.03, 0.04])
     np.testing.assert_allclose(benjamini_hochberg([0.04, 0.01, 0.02]), [0.04, 0.03, 0.03])
-    assert len(holm([])) == 0
+    assert len(holm([])) == len(benjamini_hochberg([])) == 0
+
+
+def test_adjusted_p_values_are_those_of_statsmodels() -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    values = [*np.random.default_rng(0).uniform(size=20), 0.5, 0.5, 1.0]
+    np.testing.assert_allclose(holm(values), multipletests(values, method="holm")[1])
+    np.testing.assert_allclose(benjamini_hochberg(values), multipletests(values, method="fdr_bh")[1])
 
 
 def test_the_detectable_difference_is_2_8_standard_errors_and_is_found_in_80_of_100() -> None:

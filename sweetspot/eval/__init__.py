@@ -10,18 +10,24 @@ asking, answers   the request loop, and the file that keeps what was paid
 from sweetspot.eval.alpaca import AlpacaEval
 from sweetspot.eval.arena import ArenaHard
 from sweetspot.eval.held_out import HeldOut, distinct, duplicate_rate, preferences
+from sweetspot.eval.ifeval import IFEval
 from sweetspot.eval.judge import OpenAIJudge, RewardJudge, VllmJudge
+from sweetspot.eval.lm_eval import LmEval
 from sweetspot.eval.nothing import NoEvaluation
+from sweetspot.eval.reward_bench import RewardBench
 
-EVALUATIONS = (HeldOut, AlpacaEval, ArenaHard, NoEvaluation)
+EVALUATIONS = (HeldOut, AlpacaEval, ArenaHard, IFEval, LmEval, RewardBench, NoEvaluation)
 
 __all__ = [
     "EVALUATIONS",
     "AlpacaEval",
     "ArenaHard",
     "HeldOut",
+    "IFEval",
+    "LmEval",
     "NoEvaluation",
     "OpenAIJudge",
+    "RewardBench",
     "RewardJudge",
     "VllmJudge",
     "distinct",

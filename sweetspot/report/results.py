@@ -96,5 +96,50 @@ def _length_lines(found: Facts) -> list[tuple[str, str]]:
     return [("at equal length", controlled), ("length", f"{count(own)} characters, the baseline's {count(base)}")]
 
 
-_TITLES: dict[str, Any] = {"alpaca_eval_2": _judged_title, "arena_hard": _judged_title}
-_LINES: dict[str, Any] = {"alpaca_eval_2": _judged_lines, "arena_hard": _judged_lines}
+def _ifeval_title(found: Facts) -> str:
+    part = f"partial result, {found['n_prompts']} of {found['n_benchmark']}" if found["partial"] else "all"
+    many = "prompts" if found["partial"] else f"{found['n_prompts']} prompts"
+    return f"instructions followed in {found['prompt_strict']:.1f}% of {part} {many}"
+
+
+def _ifeval_lines(found: Facts) -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
+    for level in ("prompt", "instruction"):
+        for way in ("strict", "loose"):
+            at = f"{level}_{way}"
+            bounds = f"95%: {found[f'{at}_low']:.1f} to {found[f'{at}_high']:.1f}"
+            lines.append((f"by {level}, {way}", f"{found[at]:.1f}% ({bounds})"))
+    return [*lines, ("empty", f"{count(found['empty'])} responses")]
+
+
+def _bench_title(found: Facts) -> str:
+    whole = found["parts"][0]
+    agrees = f"agrees with {percent(whole['accuracy'])} of {count(found['n_pairs'])} preferences"
+    return f"{agrees}, longer wins {percent(whole['longer'])}"
+
+
+def _bench_lines(found: Facts) -> list[tuple[str, str]]:
+    lines = [
+        (
+            one["name"],
+            f"{percent(one['accuracy'])} ({interval(one['low'], one['high'], percent)}), longer wins "
+            f"{percent(one['longer'])}, balanced by length {percent(one['balanced'])}, {count(one['n'])} pairs",
+        )
+        for one in found["parts"]
+    ]
+    scale = f"{number(found['calibration_scale'])}, {number(found['calibration_loss'])} nats a pair (0.693 for a coin)"
+    return [*lines, ("calibrating scale", scale)]
+
+
+_TITLES: dict[str, Any] = {
+    "reward_bench": _bench_title,
+    "ifeval": _ifeval_title,
+    "alpaca_eval_2": _judged_title,
+    "arena_hard": _judged_title,
+}
+_LINES: dict[str, Any] = {
+    "reward_bench": _bench_lines,
+    "ifeval": _ifeval_lines,
+    "alpaca_eval_2": _judged_lines,
+    "arena_hard": _judged_lines,
+}

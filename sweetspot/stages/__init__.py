@@ -4,7 +4,7 @@ Each stage takes what the one before returned, looks in the store for what is th
 rest, and records how much it made and reused. Nothing here imports torch, vLLM or transformers.
 """
 
-from sweetspot.stages.evaluation import check, evaluate
+from sweetspot.stages.evaluation import bench, check, evaluate
 from sweetspot.stages.pairs import Pairs, select
 from sweetspot.stages.policy import Policy, log_probabilities, train
 from sweetspot.stages.pool import Rewards, Samples, sample, score
@@ -20,6 +20,7 @@ __all__ = [
     "Samples",
     "Stage",
     "Subject",
+    "bench",
     "check",
     "evaluate",
     "log_probabilities",

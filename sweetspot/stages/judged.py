@@ -15,13 +15,14 @@ from sweetspot.eval.alpaca_metrics import digest
 from sweetspot.eval.arena import ArenaHard
 from sweetspot.eval.judge import OpenAIJudge, RewardJudge, forecast
 from sweetspot.reward_model import RewardModel
-from sweetspot.schema import PAIRINGS, PROMPTS, REWARDS, SAMPLES, SCORES
+from sweetspot.sampler import Sampler
+from sweetspot.schema import PAIRINGS, PROMPTS, REWARDS, SAMPLES, SCORES, prompt_id
 from sweetspot.stages.pool import sample
 from sweetspot.stages.run import Run
 from sweetspot.stages.subject import Evaluation, Subject
 from sweetspot.store import read_tile, write_tile
 
-JUDGE_PROMPT_CHARACTERS = 1600  # of alpaca-eval's template around a pair
+JUDGE_PROMPT_CHARACTERS = 1400  # of alpaca-eval's template around a pair
 
 
 def judged(name: str, evaluation: AlpacaEval | ArenaHard, subject: Subject, run: Run) -> Evaluation:
@@ -46,7 +47,7 @@ def judged(name: str, evaluation: AlpacaEval | ArenaHard, subject: Subject, run:
             evaluation.judge.check()
         answers = run.store.artefact("judgements", key(*compared, settings), provenance) / "answers.jsonl"
         pairs = path.with_name("pairs.parquet")
-        responses = respond(name, baseline, subject, sampler, run)
+        responses = respond(name, baseline.instructions, subject, sampler, run)
         preferences = rewarded(name, evaluation.judge, baseline, responses, run)
         write_tile(pairs, pairings(baseline, responses, preferences), {})
         job = {
@@ -93,10 +94,14 @@ def facts(evaluation: AlpacaEval | ArenaHard, baseline: Baseline) -> dict[str, A
     }
 
 
-def respond(name: str, baseline: Baseline, subject: Subject, sampler: Any, run: Run) -> list[str]:
-    """The policy's response to each prompt, in the benchmark's order."""
-    ids = baseline.prompt_ids
-    turns = [[{"role": "user", "content": text}] for text in baseline.instructions]
+def respond(name: str, instructions: list[str], subject: Subject, sampler: Sampler, run: Run) -> list[str]:
+    """The policy's response to each instruction, in their order.
+
+    Raises:
+        ValueError: when one is too long for the sampler.
+    """
+    turns = [[{"role": "user", "content": text}] for text in instructions]
+    ids = [prompt_id(turn) for turn in turns]
     rows = [{"prompt_id": one, "messages": turn, "source": name} for one, turn in zip(ids, turns, strict=True)]
     prompts = pa.Table.from_pylist(rows, schema=PROMPTS)
     samples = sample(prompts, subject.policy, sampler, 1, run, f"sample {name}")
@@ -132,8 +137,6 @@ def score_texts(title: str, rows: list[tuple[list[dict[str, str]], str]], reward
 
     The texts become a pool of their own: row r is sample r of its prompt, so that equal prompts do not clash.
     """
-    from sweetspot.schema import prompt_id
-
     started = time.monotonic()
     content = key([[prompt_id(messages), text] for messages, text in rows])
     folder = run.store.artefact("texts", content, {})
