@@ -10,17 +10,14 @@ import gzip
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from sweetspot.component import component, runtime
+from sweetspot.component import component
 from sweetspot.eval.alpaca_metrics import PROMPTS
-from sweetspot.eval.judge import Judge
-from sweetspot.sampler import Sampler
-from sweetspot.schema import prompt_id
+from sweetspot.eval.benchmark import Baseline, Judged
 
 HUB = "tatsu-lab/alpaca_eval"
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"  # prompt, order and parser; the model is the judge's own
@@ -30,37 +27,13 @@ Complete = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
 @component
-class AlpacaEval:
+class AlpacaEval(Judged):
     """One response to each of the 805 prompts, judged against gpt4_1106_preview's."""
 
     version: ClassVar[int] = 1
-    judge: Any  # a Judge
-    sampler: Sampler
     baseline_path: str | None
     gamed_path: str | None
     revision: str = Field(min_length=1)
-    limit: int | None = Field(ge=1)
-    resamples: int = Field(ge=1000)
-    max_cost: float | None = runtime(ge=0)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.judge, Judge):
-            raise ValueError(f"judge must be a judge, got {type(self.judge).__name__}")
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The prompts of a benchmark with the baseline's responses, in the benchmark's order."""
-
-    generator: str
-    instructions: list[str]
-    outputs: list[str]
-    whole: int  # prompts of the benchmark; fewer here is a part of it
-
-    @property
-    def prompt_ids(self) -> list[str]:
-        """The prompts' ids."""
-        return [prompt_id([{"role": "user", "content": text}]) for text in self.instructions]
 
 
 def read_baseline(path: Path, limit: int | None) -> Baseline:

@@ -16,11 +16,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from sweetspot.component import component, runtime
-from sweetspot.eval.alpaca import Baseline
-from sweetspot.eval.judge import Judge
+from sweetspot.component import component
+from sweetspot.eval.benchmark import Baseline, Judged
 from sweetspot.eval.judged import preference_of
-from sweetspot.sampler import Sampler
 from sweetspot.statistics import as_floats, bootstrap_ratio
 
 LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
@@ -40,12 +38,10 @@ TEMPLATE = (
 
 
 @component
-class ArenaHard:
+class ArenaHard(Judged):
     """One response to each question, judged against the baseline's in both orders."""
 
     version: ClassVar[int] = 1
-    judge: Any  # a Judge that is asked
-    sampler: Sampler
     questions_path: str = Field(min_length=1)
     baseline_path: str = Field(min_length=1)
     category: str | None
@@ -53,13 +49,6 @@ class ArenaHard:
     system_prompt_path: str | None
     max_tokens: int = Field(ge=1)
     temperature: float = Field(ge=0)
-    limit: int | None = Field(ge=1)
-    resamples: int = Field(ge=1000)
-    max_cost: float | None = runtime(ge=0)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.judge, Judge):
-            raise ValueError(f"judge must be a judge, got {type(self.judge).__name__}")
 
     def settings(self) -> dict[str, Any]:
         """What the judge is sent beside the pair."""

@@ -1,7 +1,7 @@
 """Academic benchmarks through lm-eval (pip install 'sweetspot[lm_eval]'): what preference training cost elsewhere.
 
-lm-eval runs the policy itself, in transformers; its tasks come with it and their data from the hub or its cache, or from
-`include_path`.
+lm-eval runs the policy itself, in transformers; its tasks come with it and their data from the hub or its cache, or
+from `include_path`.
 """
 
 from collections.abc import Mapping

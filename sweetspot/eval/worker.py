@@ -73,7 +73,9 @@ def judge_pairs(
             def complete(bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 within(bodies, asked, answers, job["max_cost"], emit)
                 found, paid = ask(bodies, asked, answers, benchmark.verdict, job["max_cost"], told(emit))
-                spent.update(paid, served_by=sorted({str(answer["model"]) for answer in found}))
+                tokens = [sum(answer[f"tokens_{way}"] for answer in found) for way in ("in", "out")]
+                served_by = sorted({str(answer["model"]) for answer in found})
+                spent.update(paid, served_by=served_by, price_of_answers=asked.price(*tokens))
                 return [answer["choice"] for answer in found]
 
             return benchmark.annotate(rows, complete, **job["settings"])

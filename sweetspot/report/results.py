@@ -85,7 +85,12 @@ def _judged_lines(found: Facts) -> list[tuple[str, str]]:
     if spent:
         lines += [("order", first + (", a warning" if found["order_warning"] else ""))]
         cost = f"{count(spent['requests'])} requests, {count(spent['unusable'])} without a verdict"
-        lines += [("judge", f"{cost}, {spent['price']:.2f} USD, served by {', '.join(spent['served_by'])}")]
+        lines += [
+            (
+                "judge",
+                f"{cost}, answers for {spent['price_of_answers']:.2f} USD, served by {', '.join(spent['served_by'])}",
+            )
+        ]
     return lines
 
 

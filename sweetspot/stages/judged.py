@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from sweetspot.component import identity, key, to_config
 from sweetspot.eval import alpaca, arena
-from sweetspot.eval.alpaca import AlpacaEval, Baseline
+from sweetspot.eval.alpaca import AlpacaEval
 from sweetspot.eval.alpaca_metrics import digest
 from sweetspot.eval.arena import ArenaHard
+from sweetspot.eval.benchmark import Baseline
 from sweetspot.eval.judge import OpenAIJudge, RewardJudge, forecast
 from sweetspot.reward_model import RewardModel
 from sweetspot.sampler import Sampler
