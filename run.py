@@ -29,13 +29,13 @@ from sweetspot.component import build, component, explain
 from sweetspot.data import Data, Imported, Prompts
 from sweetspot.distribution import indistinct
 from sweetspot.dpo import DPO, DeepSpeed
-from sweetspot.eval import HeldOut
+from sweetspot.eval import EVALUATIONS, HeldOut, NoEvaluation, RewardBench
 from sweetspot.launch import Launch, WorkerError
 from sweetspot.logger import Logger
 from sweetspot.model import Model
 from sweetspot.reward_model import ImportedReward, RewardModel
 from sweetspot.sampler import Sampler
-from sweetspot.stages import Run, Samples
+from sweetspot.stages import Run, Samples, Subject
 from sweetspot.store import Store, StoreError
 from sweetspot.strategy import PositionPair
 
@@ -55,7 +55,8 @@ class Settings:
     strategy: Any
     dpo: DPO
     deepspeed: DeepSpeed
-    eval: HeldOut
+    eval: Any
+    also: dict[str, Any]
     logger: Any
     launch: Launch
     n_samples: int = Field(ge=2)
@@ -70,6 +71,9 @@ class Settings:
         for name, kind in (("data", Data), ("reward_model", RewardModel), ("logger", Logger)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} must be a {kind.__name__}, got {type(getattr(self, name)).__name__}")
+        for name, one in {"eval": self.eval, **self.also}.items():
+            if not isinstance(one, EVALUATIONS):
+                raise ValueError(f"{name} must be an evaluation, got {type(one).__name__}")
         needed = getattr(self.strategy, "minimum_samples", 2)
         if self.n_samples < needed:
             raise ValueError(f"n_samples must be >= {needed} for the strategy's positions, got {self.n_samples}")
@@ -97,6 +101,16 @@ class Settings:
         """Whether the run goes as far as the stage."""
         return STAGES.index(self.until) >= STAGES.index(stage)
 
+    def evaluations(self, first: str) -> dict[str, Any]:
+        """The evaluations that the run comes to, by name; `first` is the name of `eval`."""
+        named = {first: self.eval, **self.also}
+        return {
+            name: one
+            for name, one in named.items()
+            if self.reaches("score" if isinstance(one, RewardBench) else "evaluate")
+            and not isinstance(one, NoEvaluation)
+        }
+
 
 def settings_of(config: Mapping[str, Any]) -> Settings:
     """The settings that a composed configuration describes.
@@ -104,11 +118,18 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: one line that names key, rule and value.
     """
-    values = {name: build(part, name) if isinstance(part, Mapping) else part for name, part in config.items()}
+    values = {name: _built(part, name) for name, part in config.items()}
     try:
         return Settings(**values)
     except ValidationError as error:
         raise ValueError(explain(error, "", list(Settings.__pydantic_fields__))) from None  # pyright: ignore
+
+
+def _built(part: Any, at: str) -> Any:
+    """The component that a part of the configuration describes, or those by name, or the plain value."""
+    if not isinstance(part, Mapping):
+        return part
+    return build(part, at) if "_target_" in part else {name: _built(one, f"{at}.{name}") for name, one in part.items()}
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -136,18 +157,20 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     console, started = Console(), datetime.now(UTC)
     settings.launch.workers(settings.sampler.group)  # devices that are not there are told before anything is made
     prompts = settings.data.load()
-    if settings.reaches("evaluate") and prompts.held_out.num_rows == 0:
+    evaluations = settings.evaluations(_choices().get("eval", "evaluation"))
+    if prompts.held_out.num_rows == 0 and any(isinstance(one, HeldOut) for one in evaluations.values()):
         raise ValueError(
             "data: no prompt is held out, so there is nothing to evaluate on; hold some out, or set until=train"
         )
+    told = [*_warnings(settings, prompts.duplicates), *stages.check(evaluations)]
     sink = settings.logger.open(folder, dict(config), folder.name)
     run = Run(Store(Path(settings.store)), folder, settings.launch, sink, settings.remake_corrupt)
     written = folder / "manifest.json"
-    facts: dict[str, Any] = {"warnings": _warnings(settings, prompts.duplicates), "rounds": [], "evaluation": None}
+    facts: dict[str, Any] = {"warnings": told, "rounds": [], "evaluations": []}
     for warning in facts["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
     try:
-        _stages(settings, prompts, run, facts)
+        _stages(settings, evaluations, prompts, run, facts)
     finally:
         manifest = {**manifests.of_run(run, config, command, started), **facts}
         manifests.write(written, manifest)
@@ -158,12 +181,21 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     return written
 
 
-def _stages(settings: Settings, prompts: Prompts, run: Run, facts: dict[str, Any]) -> None:
+def _choices() -> Mapping[str, str]:
+    """The choice of each group."""
+    return HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+
+
+def _stages(
+    settings: Settings, evaluations: Mapping[str, Any], prompts: Prompts, run: Run, facts: dict[str, Any]
+) -> None:
     """The paper's figure 1, once a round; what each stage found goes into the facts as soon as it is known."""
     start: Model = stages.prepare(settings.model, run)
     reward_model: RewardModel = stages.prepare(settings.reward_model, run)
     model = start
-    names = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    benches = {name: one for name, one in evaluations.items() if isinstance(one, RewardBench)}
+    for name, one in benches.items():
+        facts["evaluations"].append(manifests.of_evaluation(stages.bench(name, stages.prepare(one, run), run)))
     for turn in range(settings.rounds):
         found: dict[str, Any] = {}
         facts["rounds"].append(found)
@@ -182,7 +214,7 @@ def _stages(settings: Settings, prompts: Prompts, run: Run, facts: dict[str, Any
         if not settings.reaches("score"):
             return
         rewards = adaptive or stages.score(samples, reward_model, run)
-        found["rewards"] = manifests.of_rewards(rewards, str(names.get("reward_model", "selecting")))
+        found["rewards"] = manifests.of_rewards(rewards, str(_choices().get("reward_model", "selecting")))
         if not settings.reaches("select"):
             return
         pairs = stages.select(rewards, settings.strategy, settings.ignore_duplicates, run)
@@ -194,12 +226,15 @@ def _stages(settings: Settings, prompts: Prompts, run: Run, facts: dict[str, Any
         policy = stages.train(pairs, model, reference, settings.dpo, settings.deepspeed, card, run)
         found["policy"] = manifests.of_policy(policy)
         model = policy.model
-    if settings.reaches("evaluate"):
-        judged = stages.prepare(settings.eval, run)
-        name = facts["rounds"][-1]["rewards"]["reward_model"]
-        selecting = None if isinstance(reward_model, ImportedReward) else (name, reward_model)
-        result = stages.evaluate(model, start, prompts.held_out, settings.sampler, judged, selecting, settings.dpo, run)
-        facts["evaluation"] = {"key": result.key, "path": result.path, **result.metrics}
+    by_name = (facts["rounds"][-1]["rewards"]["reward_model"], reward_model)
+    selecting = None if isinstance(reward_model, ImportedReward) else by_name
+    subject = Subject(model, start, prompts.held_out, settings.sampler, selecting, settings.dpo)
+    for name, evaluation in evaluations.items():
+        if name in benches:
+            continue
+        result = stages.evaluate(name, stages.prepare(evaluation, run), subject, run)
+        facts["evaluations"].append(manifests.of_evaluation(result))
+        facts["warnings"] += [line for line in [result.metrics.get("order_warning")] if line]
 
 
 def _tell(error: Exception) -> NoReturn:

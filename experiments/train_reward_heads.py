@@ -14,17 +14,16 @@ so the accuracy on the other half is that of a head which never saw a prompt of 
 
 import argparse
 import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 from scipy.optimize import minimize
 
+from sweetspot.eval.reward_bench import Pair, of_rows, rows
 from sweetspot.model import Model, folder_digest
 from sweetspot.reward_model import HEADS, Conversation
 from sweetspot.reward_model.embedded import Backbone
@@ -60,25 +59,6 @@ HEADLINES = (
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two responses of which people preferred the first."""
-
-    source: str
-    prompt: str
-    chosen: str
-    rejected: str
-
-    @property
-    def longer(self) -> float:
-        """1 when the chosen response has more characters, 0 when fewer, 0.5 when equal."""
-        return 0.5 + 0.5 * float(np.sign(len(self.chosen) - len(self.rejected)))
-
-    def bucket(self, salt: str, n: int) -> int:
-        """0 .. n-1, decided by the prompt alone, so that no prompt lies in two buckets."""
-        return hashlib.sha256(f"{salt}{self.prompt}".encode()).digest()[0] % n
-
-
-@dataclass(frozen=True)
 class Fitted:
     """A head with the layer and penalty that its own half chose: reward = weight . features + bias."""
 
@@ -91,31 +71,9 @@ class Fitted:
 
 def read_pairs(data: Path) -> list[Pair]:
     """Every usable pair, once, in the order of the files."""
-    found = pandalm(json.loads((data / PANDALM).read_text()))
-    for source, file in LLMBAR.items():
-        rows = json.loads((data / file).read_text())
-        found += [_labelled(source, row["input"], row["output_1"], row["output_2"], int(row["label"])) for row in rows]
+    files = {"PandaLM": PANDALM, **LLMBAR}
+    found = [pair for source, file in files.items() for pair in of_rows(source, rows(data / file))]
     return [pair for pair in dict.fromkeys(found) if pair.chosen.strip() != pair.rejected.strip()]
-
-
-def pandalm(rows: list[dict[str, Any]]) -> list[Pair]:
-    """The pairs on which at least two of three annotators agree and none prefers the other response.
-
-    Six responses are JSON booleans: they are the texts True and False.
-    """
-    pairs: list[Pair] = []
-    for row in rows:
-        votes = [int(row[f"annotator{number}"]) for number in (1, 2, 3)]  # 0 is a tie
-        for better, worse in ((1, 2), (2, 1)):
-            if votes.count(better) >= 2 and worse not in votes:
-                prompt = f"{row['instruction']}\n\n{row['input']}"
-                pairs.append(_labelled("PandaLM", prompt, str(row["response1"]), str(row["response2"]), better))
-    return pairs
-
-
-def _labelled(source: str, prompt: str, first: str, second: str, better: int) -> Pair:
-    chosen, rejected = (first, second) if better == 1 else (second, first)
-    return Pair(source, prompt.strip(), chosen, rejected)
 
 
 def pair_features(pairs: Sequence[Pair], model: Model) -> tuple[list[Pair], np.ndarray]:

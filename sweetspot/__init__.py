@@ -7,7 +7,7 @@ The life of a prompt, one stage a line (`sweetspot.stages`, called by run.py):
     rewards = score(samples, reward_model, run)                       one float a sample
     pairs   = select(rewards, strategy, ignore_duplicates, run)       pure: rewards [prompts, n] -> pairs
     policy  = train(pairs, start, reference, dpo, deepspeed, ...)     a policy is a Model again
-    result  = evaluate(policy, start, held_out, sampler, eval, ...)   sampling again, other prompts, and judging
+    result  = evaluate(name, eval, subject, run)                      sampling again, other prompts, and judging
     report  = report.write(manifest)                                  from the manifest and the store alone
 
 The floors; an import only points down:
@@ -16,5 +16,6 @@ The floors; an import only points down:
     stages
     sampler, reward_model, trainer, logprob, embedded, dpo, eval, data
     tile, fill: what lies in which file, and making what is missing together with others
-    component, schema, store, lease, launch, progress, logger, model, strategy, distribution, budget, duplicates, losses
+    component, schema, store, lease, launch, progress, logger, model
+    strategy, statistics, distribution, budget, duplicates, losses
 """

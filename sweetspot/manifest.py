@@ -15,10 +15,10 @@ import numpy as np
 from sweetspot.component import json_values, key
 from sweetspot.distribution import moments, normality
 from sweetspot.duplicates import duplicates
-from sweetspot.stages import Pairs, Policy, Rewards, Run, Samples, text_codes, token_counts
+from sweetspot.stages import Evaluation, Pairs, Policy, Rewards, Run, Samples, text_codes, token_counts
 from sweetspot.store import library_versions
 
-VERSION = 1
+VERSION = 2
 
 
 def of_run(run: Run, config: Mapping[str, Any], command: str, started: datetime) -> dict[str, Any]:
@@ -117,6 +117,11 @@ def of_policy(policy: Policy) -> dict[str, Any]:
     }
 
 
+def of_evaluation(found: Evaluation) -> dict[str, Any]:
+    """What an evaluation found, and where its rows lie."""
+    return {"name": found.name, "kind": found.kind, "key": found.key, "path": found.path, **found.metrics}
+
+
 def write(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest whole, NaN as null; an earlier one of the same run is replaced."""
     scratch = path.with_suffix(".part")
@@ -125,8 +130,8 @@ def write(path: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def flat_metrics(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of the rounds and the evaluation as one flat dict, for a logger's summary."""
-    return _flatten({"rounds": manifest["rounds"], "evaluation": manifest["evaluation"], "made": manifest["made"]})
+    """The numbers of the rounds and the evaluations as one flat dict, for a logger's summary."""
+    return _flatten({"rounds": manifest["rounds"], "evaluations": manifest["evaluations"], "made": manifest["made"]})
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:

@@ -68,13 +68,70 @@ PAIRS = pa.schema(
     ]
 )
 
+PAIRINGS = pa.schema(  # two responses to one prompt that a judge is to compare
+    [
+        ("prompt_id", pa.string()),
+        ("instruction", pa.string()),  # the prompt's one turn
+        ("response", pa.string()),  # of the policy
+        ("baseline", pa.string()),
+        ("preference", pa.float64()),  # for the policy's, where a reward model judged; else null
+    ]
+)
+
+ORDERS = pa.list_(  # an order that a judge was shown two responses in
+    pa.struct(
+        [
+            ("policy_first", pa.bool_()),
+            ("preference", pa.float64()),  # for the policy's, 0 to 1
+            ("weight", pa.float64()),  # of the verdict: 1, or what the benchmark gives a strong one
+        ]
+    )
+)
+
 SCORES = pa.schema(
     [
         ("prompt_id", pa.string()),
         ("sample_index", pa.int32()),  # policy and start are compared sample by sample, same seed
         ("response", pa.string()),  # of the policy
-        ("baseline", pa.string()),  # of the start
-        ("preference", pa.float32()),  # of the judge for the policy's response: 1, 0, or 0.5 for a tie
+        ("baseline", pa.string()),  # of the start, or of the benchmark's baseline
+        ("preference", pa.float64()),  # of the judge for the policy's response, 0 to 1: the weighted mean over orders
+        ("orders", ORDERS),  # those it was shown in; null for a draw without asking, and for a reward model
+        ("equal_length", pa.float64()),  # preference predicted at equal length, where LC is defined; else null
+        ("reward", pa.float64()),  # of the policy's response, where the judge is a reward model; else null
+        ("baseline_reward", pa.float64()),
+    ]
+)
+
+
+CHECKED = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("response", pa.string()),
+        ("instructions", pa.list_(pa.string())),  # that the prompt gives, by the checker's name
+        ("strict", pa.list_(pa.bool_())),  # whether each is followed
+        ("loose", pa.list_(pa.bool_())),  # the same without the first or last line, or asterisks
+    ]
+)
+
+
+AGREEMENT = pa.schema(  # a reward model beside somebody's preference
+    [
+        ("source", pa.string()),  # of the preference
+        ("prompt", pa.string()),
+        ("chosen_reward", pa.float64()),
+        ("rejected_reward", pa.float64()),
+    ]
+)
+
+
+ACADEMIC = pa.schema(
+    [
+        ("task", pa.string()),  # by lm-eval's name
+        ("metric", pa.string()),  # the first that the task lists, with its filter
+        ("value", pa.float64()),
+        ("standard_error", pa.float64()),  # as lm-eval gives it; null where it gives none
+        ("fewshot", pa.int32()),  # solved documents before each
+        ("n", pa.int32()),  # documents
     ]
 )
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    ["component", "strategy", "losses", "progress", "duplicates"],
+    ["component", "strategy", "losses", "progress", "duplicates", "statistics"],
     ["schema", "store", "launch", "logger", "model", "distribution", "budget"],
     ["lease"],
     ["tile", "fill"],

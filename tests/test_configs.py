@@ -31,6 +31,10 @@ NEEDS["reward_model=sequence_classifier"] = NEEDS["reward_model=vllm_classifier"
 NEEDS["reward_model=ensemble"] = ["reward_model.mean=null", "reward_model.sd=null"]
 NEEDS["reward_model=length_penalised"] = ["reward_model.slope=0.002"]
 NEEDS["reward_model=python_function"] = ["reward_model.function=tests.tiny.shortest_wins"]
+NEEDS["eval=arena_hard"] = ["eval.questions_path=q.jsonl", "eval.baseline_path=b.jsonl"]
+NEEDS["eval=ifeval"] = ["eval.path=input_data.jsonl"]
+NEEDS["eval=reward_bench_local"] = ["eval.folder=preferences"]
+NEEDS["judge=openai"] = ["eval.judge.name=own", "eval.judge.model=m", "eval.judge.base_url=http://localhost/v1"]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +55,10 @@ def choice(path: Path) -> str:
 @pytest.mark.parametrize("path", FILES, ids=choice)
 def test_every_config_composes_and_builds(path: Path) -> None:
     group = choice(path)
-    built = settings(group, *NEEDS.get(group, []))
+    named = (
+        ["eval=alpaca_eval_2", group.replace("judge=", "judge@eval.judge=")] if path.parent.name == "judge" else [group]
+    )
+    built = settings(*named, *NEEDS.get(group, []))
     assert isinstance(built, run.Settings)
 
 
@@ -67,6 +74,14 @@ def test_every_key_has_a_comment(path: Path) -> None:
             bare.append(line)
     allowed = ("_target_", "dir:", "subdir:", "app_name:", "template:", "handlers:")
     assert [line for line in bare if not line.strip().startswith(allowed)] == []
+
+
+def test_further_evaluations_are_named_on_the_command_line() -> None:
+    built = settings("eval=none", "+eval@also.alpaca=alpaca_eval_2", "judge@also.alpaca.judge=gpt4_1")
+    assert list(built.evaluations("none")) == ["alpaca"]
+    assert built.also["alpaca"].judge.name == "gpt4_1"
+    assert settings("eval=none").evaluations("none") == {}
+    assert list(settings("+eval@also.x=alpaca_eval_2", "until=train").evaluations("held_out")) == []
 
 
 def test_the_paper_s_21_pairs_build_from_overrides() -> None:
@@ -112,6 +127,9 @@ def test_the_paper_s_21_pairs_build_from_overrides() -> None:
             ["sampler.budget=adaptive", "sampler.mean_samples=24", "n_samples=32", "until=sample"],
             ["until must be score or later", "got sample"],
         ),
+        (["+also.more=5"], ["more must be an evaluation", "got int"]),
+        (["eval=alpaca_eval_2", "eval.judge.base_url=nowhere"], ["base_url must start with http", "got nowhere"]),
+        (["eval=alpaca_eval_2", "eval.limit=0"], ["eval.limit", "got 0"]),
         (["data.limit=0"], ["data.limit", "got 0"]),
         (["reward_model=armorm", "reward_model.max_tokens=1"], ["reward_model.max_tokens", "got 1"]),
         (["reward_model=python_function", "reward_model.function=reward"], ["reward_model.function", "got 'reward'"]),

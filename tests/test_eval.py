@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sweetspot.eval import bootstrap_mean, distinct, preferences
+from sweetspot.eval import distinct, preferences
+from sweetspot.statistics import bootstrap_mean
 
 
 def test_a_preference_is_1_0_or_a_half_and_both_orders_mirror() -> None:

@@ -56,7 +56,7 @@ def make_run(folder: Path, until: str = "evaluate", rounds: int = 1, n_prompts: 
             "strategy: mu-2sigma is the minimum for 98% of prompts at n_samples=16; 200 samples tell them apart"
         ],
         "rounds": found,
-        "evaluation": _evaluation() if reach == 4 else None,
+        "evaluations": [_evaluation()] if reach == 4 else [],
     }
     path = folder / "manifest.json"
     path.write_text(json.dumps(manifest))
@@ -165,6 +165,8 @@ def _evaluation() -> dict[str, Any]:
     selecting |= {"win_rate": 0.67, "win_rate_low": 0.63, "win_rate_high": 0.71, "difference_sd": 0.75}
     return {
         **{
+            "name": "held_out",
+            "kind": "held_out",
             "key": "e",
             "path": "scores/e/scores.parquet",
             "n_prompts": 64,
@@ -428,7 +430,7 @@ def test_the_verdict_claims_no_more_than_the_interval(
     low: float | None, high: float | None, difference: float, expected: str, run_of: RunOf
 ) -> None:
     manifest = json.loads(run_of().read_text())
-    manifest["evaluation"]["judges"][0] |= {"low": low, "high": high, "difference": difference}
+    manifest["evaluations"][0]["judges"][0] |= {"low": low, "high": high, "difference": difference}
     assert verdict(manifest).startswith(expected)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from sweetspot.schema import PAIRS, REWARDS
 from sweetspot.store import read_tile
+from tests.judge_server import JudgeServer
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -97,8 +98,8 @@ def test_a_run_goes_from_prompts_to_scores(finished: tuple[Path, dict[str, Any]]
     assert found["pairs"]["kept"] + sum(found["pairs"]["dropped"].values()) == 12
     assert found["pairs"]["chosen_z"] > 0 > found["pairs"]["rejected_z"]
     assert found["policy"]["loss_first"] == pytest.approx(0.6931, abs=0.01)  # ln 2: the policy starts as its reference
-    assert {judge["role"] for judge in manifest["evaluation"]["judges"]} == {"judge", "selecting"}
-    assert manifest["evaluation"]["n_prompts"] == 4
+    assert {judge["role"] for judge in manifest["evaluations"][0]["judges"]} == {"judge", "selecting"}
+    assert manifest["evaluations"][0]["n_prompts"] == 4
     policy = store / found["policy"]["folder"]
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
         path.name for path in policy.iterdir()
@@ -115,7 +116,7 @@ def test_the_same_command_makes_nothing(
     assert time.monotonic() - began < 20
     assert again["made"] == 0
     assert again["rounds"] == first["rounds"]
-    assert again["evaluation"] == first["evaluation"]
+    assert again["evaluations"] == first["evaluations"]
 
 
 def test_two_workers_of_one_run_divide_the_tiles_and_make_the_same_bytes(
@@ -248,3 +249,89 @@ def test_a_run_killed_at_20_random_moments_ends_in_the_same_bytes(tiny_overrides
     assert {name.split("-", 1)[1] for name in stages_hit} == {"sample", "score", "reference", "train"}
     last, undisturbed_last = (run["rounds"][0]["policy"]["loss_last"] for run in (final, undisturbed))
     assert last == pytest.approx(undisturbed_last, abs=1e-5)
+
+
+def test_a_run_is_judged_by_several_evaluations_and_compared_with_another(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tiny_reward: Path, tmp_path: Path
+) -> None:
+    rows = [{"instruction": f"Say {n}.", "output": f"It is {n}.", "generator": "base"} for n in range(805)]
+    (tmp_path / "baseline.json").write_text(json.dumps(rows))
+    (tmp_path / "df_gamed.csv").write_text("index\n")
+    alpaca = [
+        "eval=alpaca_eval_2",
+        "judge@eval.judge=openai",
+        "eval.judge.name=loopback",
+        "eval.judge.model=judge",
+        "eval.judge.concurrency=4",
+        f"eval.baseline_path={tmp_path}/baseline.json",
+        f"eval.gamed_path={tmp_path}/df_gamed.csv",
+        "eval.limit=6",
+        "sampler@eval.sampler=transformers",
+        "eval.sampler.dtype=float32",
+        "eval.sampler.max_tokens=8",
+        "eval.sampler.tile_prompts=6",
+        "+eval@also.reward=alpaca_eval_2",
+        "judge@also.reward.judge=reward_model",
+        "reward_model@also.reward.judge.reward_model=sequence_classifier",
+        f"also.reward.judge.reward_model.path={tiny_reward}",
+        "also.reward.judge.name=tiny",
+        f"also.reward.baseline_path={tmp_path}/baseline.json",
+        f"also.reward.gamed_path={tmp_path}/df_gamed.csv",
+        "also.reward.limit=6",
+        "sampler@also.reward.sampler=transformers",
+        "also.reward.sampler.dtype=float32",
+        "also.reward.sampler.max_tokens=8",
+        "also.reward.sampler.tile_prompts=6",
+    ]
+    kept = [line for line in tiny_overrides if "eval" not in line]
+    with JudgeServer() as server:
+        url = f"eval.judge.base_url={server.url}"
+        one = finish([*kept, *alpaca, url], finished[0], tmp_path / "one")
+        asked = server.requests
+        two = finish([*kept, *alpaca, url, "strategy=random"], finished[0], tmp_path / "two")
+        again = finish([*kept, *alpaca, url], finished[0], tmp_path / "again")
+        assert asked == 6
+        assert server.requests == 12
+    assert again["made"] == 0
+    judged, rewarded = one["evaluations"]
+    assert (judged["name"], judged["judge"], judged["partial"]) == ("alpaca_eval_2", "loopback", True)
+    assert judged["length_controlled_winrate"] is None
+    assert (rewarded["name"], rewarded["judge"], rewarded["n_prompts"]) == ("reward", "tiny", 6)
+    assert "partial result" in (tmp_path / "one" / "report.html").read_text()
+    manifests = [str(tmp_path / name / "manifest.json") for name in ("one", "two")]
+    command = [sys.executable, "-m", "sweetspot.eval", "compare", *manifests, "--out", str(tmp_path / "out")]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert "alpaca_eval_2 against base by loopback, partial" in shown
+    assert "alpaca_eval_2 against base by tiny, partial" in shown
+    assert two["evaluations"][0]["key"] != judged["key"]
+
+
+def test_no_evaluation_is_skipped(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    kept = [line for line in tiny_overrides if "eval" not in line]
+    found = finish([*kept, "eval=none"], finished[0], tmp_path / "none")
+    assert found["evaluations"] == []
+    assert found["made"] == 0
+    assert "it was not evaluated" in (tmp_path / "none" / "report.html").read_text()
+
+
+def test_a_reward_model_is_held_against_local_preferences_without_training(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"Name {n}.", "chosen": f"It is {n}.", "rejected": "No."} for n in range(10)]
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    kept = [line for line in tiny_overrides if "eval" not in line]
+    bench = [
+        "eval=reward_bench_local",
+        f"eval.folder={tmp_path}",
+        "until=score",
+        "~eval.files",
+        "+eval.files={own: own.json}",
+    ]
+    found = finish([*kept, *bench], finished[0], tmp_path / "bench")
+    (result,) = found["evaluations"]
+    assert (result["kind"], result["n_pairs"]) == ("reward_bench", 10)
+    assert [part["name"] for part in result["parts"]] == ["all", "own"]
+    assert "policy" not in found["rounds"][0]
+    assert "longer wins 100%" in (tmp_path / "bench" / "report.html").read_text()

@@ -8,8 +8,10 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sweetspot.report.results import evaluated
 from sweetspot.report.rows import Shown, points, read_history, read_scored, read_shown
-from sweetspot.report.summary import count, duration, in_sd, number, percent, sections, signed, summary, verdict
+from sweetspot.report.summary import sections, summary, verdict
+from sweetspot.report.words import count, duration, in_sd, number, percent, signed
 
 __all__ = ["summary", "write"]
 
@@ -29,7 +31,7 @@ def write(manifest_path: Path) -> Path:
         verdict=verdict(manifest),
         sections=list(sections(manifest)),
         rounds=[_round(turn, found, manifest) for turn, found in enumerate(manifest["rounds"], 1)],
-        evaluation=_evaluation(manifest["evaluation"]),
+        evaluations=[_evaluation(number, found) for number, found in enumerate(manifest["evaluations"], 1)],
         keys=list(_keys(manifest)),
         config=yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True, width=100),
     )
@@ -87,10 +89,13 @@ def _multiples(name: str, shown: list[Shown]) -> Any:
     return figures.multiples(name, shown) if scored else None
 
 
-def _evaluation(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _evaluation(number: int, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows of an evaluation: a figure where it has one, and its lines."""
     from sweetspot.report import figures
 
-    return {**found, "figure": figures.held_out("held-out", found["judges"])} if found else None
+    at = f"evaluation{number}"
+    figure = figures.held_out(at, found["judges"]) if found["kind"] == "held_out" else None
+    return {**found, "at": at, "figure": figure, "section": evaluated(found)}
 
 
 def _keys(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -99,5 +104,5 @@ def _keys(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         of_round = f"round {turn} " if len(manifest["rounds"]) > 1 else ""
         for name, part in found.items():
             yield of_round + name, part["key"], part.get("folder") or part["path"]
-    if manifest["evaluation"]:
-        yield "evaluation", manifest["evaluation"]["key"], manifest["evaluation"]["path"]
+    for found in manifest["evaluations"]:
+        yield found["name"], found["key"], found["path"]

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from sweetspot.report.rows import Place, Scored, Shown
-from sweetspot.report.summary import absent, in_sd, percent, signed
+from sweetspot.report.words import absent, in_sd, percent, signed
 from sweetspot.strategy import POINTS, FiniteRewards, Position
 
 Floats = NDArray[np.float64]

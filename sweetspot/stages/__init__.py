@@ -5,12 +5,13 @@ rest, and records how much it made and reused. Nothing here imports torch, vLLM 
 """
 
 from sweetspot.stages.adaptive import sample_adaptively
-from sweetspot.stages.evaluation import Evaluation, evaluate
+from sweetspot.stages.evaluation import bench, check, evaluate
 from sweetspot.stages.imported import imported
 from sweetspot.stages.pairs import Pairs, select
 from sweetspot.stages.policy import Policy, log_probabilities, train
 from sweetspot.stages.pool import Rewards, Samples, sample, score, text_codes, token_counts
 from sweetspot.stages.run import Run, Stage, prepare
+from sweetspot.stages.subject import Evaluation, Subject
 
 __all__ = [
     "Evaluation",
@@ -20,6 +21,9 @@ __all__ = [
     "Run",
     "Samples",
     "Stage",
+    "Subject",
+    "bench",
+    "check",
     "evaluate",
     "imported",
     "log_probabilities",

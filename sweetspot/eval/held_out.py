@@ -1,11 +1,10 @@
-"""Evaluation: pure figures about fresh responses of the start and of the policy to held-out prompts.
+"""Held out: pure figures about fresh responses of the start and of the policy to held-out prompts.
 
 Start and policy answer the same prompts with the same seeds, so every comparison is paired. The unit of an interval is
 the prompt: responses to one prompt are averaged before anything is resampled.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,8 +12,6 @@ from pydantic import Field
 
 from sweetspot.component import component
 from sweetspot.reward_model import RewardModel
-
-CONFIDENCE = 0.95
 
 
 @component
@@ -34,51 +31,6 @@ class HeldOut:
             raise ValueError(f"judge must be a reward model, got {type(self.judge).__name__}")
         if self.kl_samples > self.n_samples:
             raise ValueError(f"kl_samples must be <= n_samples ({self.n_samples}), got {self.kl_samples}")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over prompts with its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-def bootstrap_mean(values: np.ndarray, resamples: int, seed: int) -> Interval:
-    """The mean over prompts with its percentile-bootstrap interval.
-
-    Args:
-        values: one figure a prompt [prompts]; NaN (a prompt without responses) is left out. For two policies, the
-            difference
-            of each prompt's two figures, which makes the interval a paired one.
-        resamples: bootstrap draws of prompts.
-        seed: of the draws.
-
-    Returns:
-        NaN limits when fewer than two prompts are left.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
-    """
-    from scipy import stats
-
-    kept = np.asarray(values, dtype=np.float64)
-    kept = kept[np.isfinite(kept)]
-    if len(kept) < 2:
-        return Interval(float(kept.mean()) if len(kept) else float("nan"), float("nan"), float("nan"), len(kept))
-    if np.ptp(kept) == 0:
-        return Interval(float(kept[0]), float(kept[0]), float(kept[0]), len(kept))
-    drawn = stats.bootstrap(
-        (kept,),
-        np.mean,
-        n_resamples=resamples,
-        batch=max(1, 2_000_000 // len(kept)),
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(float(kept.mean()), float(drawn.low), float(drawn.high), len(kept))
 
 
 def preferences(policy: np.ndarray, start: np.ndarray) -> np.ndarray:

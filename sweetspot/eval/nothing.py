@@ -1,0 +1,8 @@
+"""No evaluation."""
+
+from sweetspot.component import component
+
+
+@component
+class NoEvaluation:
+    """The policy is trained and not evaluated."""

@@ -1,0 +1,100 @@
+"""Checked benchmarks, which need no judge: responses that a program checks, and reward models against known answers."""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+import pyarrow as pa
+
+from sweetspot.component import canonical_json, identity, key, to_config
+from sweetspot.eval import ifeval, reward_bench
+from sweetspot.eval.ifeval import IFEval
+from sweetspot.eval.lm_eval import LmEval
+from sweetspot.eval.reward_bench import RewardBench
+from sweetspot.schema import ACADEMIC, AGREEMENT, CHECKED, prompt_id
+from sweetspot.stages.judged import respond, score_texts
+from sweetspot.stages.run import Run
+from sweetspot.stages.subject import Evaluation, Subject
+from sweetspot.store import read_tile, write_tile
+
+
+def checked(name: str, evaluation: IFEval, subject: Subject, run: Run) -> Evaluation:
+    """IFEval's accuracies of the policy."""
+    started = time.monotonic()
+    rows, whole = ifeval.read(evaluation)
+    sampler = dataclasses.replace(evaluation.sampler, tile_samples=1)
+    content = key(canonical_json(rows))
+    made_key = key(
+        "ifeval", evaluation.version, content, identity(subject.policy), identity(sampler), evaluation.resamples
+    )
+    provenance = {"evaluation": to_config(evaluation), "policy": to_config(subject.policy)}
+    path = run.store.artefact("checked", made_key, provenance) / "checked.parquet"
+    made = bool(run.missing([path], CHECKED))
+    if made:
+        prompts = [row["prompt"] for row in rows]
+        responses = respond(name, prompts, subject, sampler, run)
+        table = path.with_name("responses.parquet")
+        write_tile(table, asked(rows, responses), {})
+        job = {
+            "responses": str(table),
+            "checked": str(path),
+            "facts": {"n_benchmark": whole, "partial": len(rows) < whole},
+            "resamples": evaluation.resamples,
+            "seed": sampler.seed,
+        }
+        run.work(f"check {name}", "sweetspot.eval.ifeval", job)
+    metrics = read_tile(path, CHECKED)[1]
+    run.did(f"evaluate {name}", "evaluations", int(made), int(not made), started)
+    return Evaluation(name, "ifeval", made_key, str(path.relative_to(run.store.root)), metrics)
+
+
+def measured(name: str, evaluation: LmEval, subject: Subject, run: Run) -> Evaluation:
+    """lm-eval's figures of the policy."""
+    started = time.monotonic()
+    made_key = key(evaluation, subject.policy)
+    provenance = {"evaluation": to_config(evaluation), "policy": to_config(subject.policy)}
+    path = run.store.artefact("academic", made_key, provenance) / "academic.parquet"
+    made = bool(run.missing([path], ACADEMIC))
+    if made:
+        job = {"evaluation": to_config(evaluation), "model": to_config(subject.policy), "figures": str(path)}
+        run.work(f"measure {name}", "sweetspot.eval.lm_eval", job)
+    table, facts = read_tile(path, ACADEMIC)
+    run.did(f"evaluate {name}", "evaluations", int(made), int(not made), started)
+    metrics = {**facts, "tasks": table.to_pylist()}
+    return Evaluation(name, "lm_eval", made_key, str(path.relative_to(run.store.root)), metrics)
+
+
+def benched(name: str, evaluation: RewardBench, run: Run) -> Evaluation:
+    """How often the reward model agrees with local preference sets; no policy is needed."""
+    started = time.monotonic()
+    pairs = reward_bench.read(evaluation)
+    turns = [[{"role": "user", "content": pair.prompt}] for pair in pairs]
+    rows = [(turn, text) for turn, pair in zip(turns, pairs, strict=True) for text in (pair.chosen, pair.rejected)]
+    made_key = key("reward_bench", evaluation.version, identity(evaluation.reward_model), rows, evaluation.resamples)
+    path = run.store.artefact("agreement", made_key, {"evaluation": to_config(evaluation)}) / "agreement.parquet"
+    made = bool(run.missing([path], AGREEMENT))
+    if made:
+        rewards = score_texts(f"score {name}", rows, evaluation.reward_model, run).reshape(-1, 2)
+        columns = [[pair.source for pair in pairs], [pair.prompt for pair in pairs], rewards[:, 0], rewards[:, 1]]
+        table = pa.Table.from_pydict(dict(zip(AGREEMENT.names, columns, strict=True)), schema=AGREEMENT)
+        margins = rewards[:, 0] - rewards[:, 1]
+        write_tile(path, table, reward_bench.figures(pairs, margins, evaluation.resamples, evaluation.seed))
+    metrics = read_tile(path, AGREEMENT)[1]
+    run.did(f"evaluate {name}", "evaluations", int(made), int(not made), started)
+    return Evaluation(name, "reward_bench", made_key, str(path.relative_to(run.store.root)), metrics)
+
+
+def asked(rows: list[dict[str, Any]], responses: list[str]) -> pa.Table:
+    """The responses with what they were asked to follow."""
+    listed = [
+        {
+            "prompt_id": prompt_id([{"role": "user", "content": row["prompt"]}]),
+            "prompt": row["prompt"],
+            "instructions": json.dumps(row["instruction_id_list"]),
+            "settings": json.dumps(row["kwargs"]),
+            "response": response,
+        }
+        for row, response in zip(rows, responses, strict=True)
+    ]
+    return pa.Table.from_pylist(listed)

@@ -1,0 +1,73 @@
+"""lm-eval on a task of one's own with local data, end to end on a tiny model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweetspot import launch
+from sweetspot.component import to_config
+from sweetspot.eval.lm_eval import LmEval
+from sweetspot.model import Model
+from sweetspot.schema import ACADEMIC
+from sweetspot.store import read_tile
+
+TASK = """
+task: rhymes
+dataset_path: json
+dataset_kwargs:
+  data_files: {data}
+test_split: train
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+doc_to_choice: "{{{{choices}}}}"
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
+def evaluation(folder: Path, **changes: Any) -> LmEval:
+    fields: dict[str, Any] = {
+        "tasks": {"rhymes": 0},
+        "include_path": str(folder),
+        "chat_template": True,
+        "dtype": "float32",
+        "limit": None,
+        "seed": 0,
+        "device": "cpu",
+        "batch_size": 4,
+    }
+    return LmEval(**{**fields, **changes})
+
+
+def work(job: dict[str, Any], folder: Path) -> None:
+    environment = {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hub")}
+    launch.run("sweetspot.eval.lm_eval", job, folder / "job", environment, lambda _: None)
+
+
+@pytest.mark.slow
+def test_a_policy_is_measured_on_a_local_task(tiny_model: Model, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    rows = [{"question": f"Which rhymes with {n}?", "choices": ["cat", "dog"], "answer": n % 2} for n in range(12)]
+    (tmp_path / "rhymes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rhymes.yaml").write_text(TASK.format(data=tmp_path / "rhymes.jsonl"))
+    job = {"evaluation": to_config(evaluation(tmp_path)), "model": to_config(tiny_model)}
+    work({**job, "figures": str(tmp_path / "academic.parquet")}, tmp_path)
+    table, facts = read_tile(tmp_path / "academic.parquet", ACADEMIC)
+    (row,) = table.to_pylist()
+    assert (row["task"], row["metric"], row["n"], row["fewshot"]) == ("rhymes", "acc", 12, 0)
+    assert 0 <= row["value"] <= 1
+    assert row["standard_error"] > 0
+    assert facts["partial"] is False
+
+
+@pytest.mark.slow
+def test_an_unknown_task_is_one_line(tiny_model: Model, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    job = {"evaluation": to_config(evaluation(tmp_path, tasks={"nonsense": 0})), "model": to_config(tiny_model)}
+    with pytest.raises(launch.WorkerError, match="must be tasks of lm-eval, got nonsense"):
+        work({**job, "figures": str(tmp_path / "academic.parquet")}, tmp_path)
