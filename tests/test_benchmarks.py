@@ -41,3 +41,11 @@ def test_sharing_makes_each_tile_once_and_the_same_bytes(tiny_policy: Path) -> N
     )
     assert shown.count("2 tiles, each made {1} times") == 2
     assert "the same bytes: True" in shown
+
+
+def test_reuse_forecasts_400_samples_a_prompt_instead_of_785() -> None:
+    shown = told("reuse")
+    assert "126 preference data sets" in shown
+    assert "one pool for all        400 samples a prompt" in shown
+    assert "785 without" in shown  # 5 + 20 + 60 + 100 + 200 + 400
+    assert "1.96 without blocks" in shown

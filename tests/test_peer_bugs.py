@@ -21,7 +21,7 @@ BUGS = {
         "test_sampler.py::test_a_sample_does_not_depend_on_how_the_pool_is_cut",
     ],
     "integer division drops the tail of the data": [
-        "test_sampler.py::test_the_tiles_cover_every_sample_of_every_prompt_once"
+        "test_tile.py::test_the_tiles_cover_every_sample_of_every_prompt_once"
     ],
     "filter, then zip: rows misaligned": [
         "test_stages.py::test_pairs_join_their_own_responses_with_an_over_long_prompt_in_between"

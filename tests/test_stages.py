@@ -22,7 +22,7 @@ from sweetspot.stages import Rewards, Run, Samples, sample, score, select, train
 from sweetspot.stages.policy import logprob_key
 from sweetspot.stages.pool import rows_at
 from sweetspot.store import Store, read_tile, write_tile
-from sweetspot.strategy import PositionPair
+from sweetspot.strategy import PositionPair, paper_pairs
 from sweetspot.tile import Tile
 from tests import tiny
 from tests.test_sampler import TRANSFORMERS
@@ -179,6 +179,34 @@ def test_reference_rows_are_stale_when_model_template_or_pool_change(
         assert logprob_key(tiny_model.at(folder), dpo, "pool") == kept
         (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
         assert logprob_key(tiny_model.at(folder), dpo, "pool") != kept
+
+
+@pytest.mark.slow
+def test_a_sweep_of_every_n_and_pair_samples_its_largest_n_once_and_nothing_the_second_time(
+    run: Run, tiny_model: Model, tiny_reward: Path
+) -> None:
+    """n = 2, 4, 6 x 21 pairs on 4 prompts: 6 samples a prompt are drawn and scored, where fresh pools take 12."""
+    sampler, prompts = replace(TRANSFORMERS, tile_prompts=4, tile_samples=2), asked(range(4))
+    reward_model = SequenceClassifier(
+        path=str(tiny_reward),
+        revision=None,
+        dtype="float32",
+        max_tokens=128,
+        trust_remote_code=False,
+        batch_tokens=512,
+    )
+    made: list[dict[str, int]] = []
+    for _ in range(2):
+        run.stages.clear()
+        for n in (2, 4, 6):
+            rewards = score(sample(prompts, tiny_model, sampler, n, run), reward_model, run)
+            for chosen, rejected in paper_pairs():
+                select(rewards, PositionPair(chosen=chosen, rejected=rejected), False, run)
+        names = {stage.name for stage in run.stages}
+        made.append({name: sum(stage.made for stage in run.stages if stage.name == name) for name in names})
+    assert made == [{"sample": 3, "score": 3, "select": 63}, {"sample": 0, "score": 0, "select": 0}]
+    (pool,) = (run.store.root / "samples").iterdir()
+    assert sum(read_tile(tile, SAMPLES)[0].num_rows for tile in pool.glob("*.parquet")) == 4 * 6
 
 
 def asked(numbers: range) -> pa.Table:
