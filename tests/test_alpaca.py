@@ -97,7 +97,8 @@ def test_a_run_tells_the_price_and_what_will_be_missing_before_it_starts(
     told = check({"alpaca": paid})
     assert told[0] == "alpaca: df_gamed.csv was not found, so there is a win rate and no length-controlled one"
     assert told[1].startswith("alpaca: 100 of 805 prompts: a partial result")
-    assert "100 requests, about 31,200 tokens and at most 0.31 USD" in told[2]  # 1,400 characters and a few
+    # ten rows of 1,419 characters are 309 tokens each, ninety of 1,422 are 310
+    assert "100 requests, about 30,990 tokens and at most 0.31 USD" in told[2]
     assert "NO_SUCH_KEY is not set; the run will stop before it judges" in told[3]
 
 

@@ -48,13 +48,8 @@ def read(evaluation: IFEval) -> tuple[list[dict[str, Any]], int]:
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            named, settings = row["instruction_id_list"], row["kwargs"]
-            fits = isinstance(row["prompt"], str) and len(named) == len(settings) > 0
-        except (json.JSONDecodeError, KeyError, TypeError):
-            fits = False
-        if not fits:
+        row = _row(line)
+        if row is None:
             raise ValueError(
                 f"eval.path: line {number} of {file} must have prompt, instruction_id_list and as many kwargs"
             )
@@ -62,6 +57,16 @@ def read(evaluation: IFEval) -> tuple[list[dict[str, Any]], int]:
     if not rows or len({row["prompt"] for row in rows}) < len(rows):
         raise ValueError(f"eval.path must hold every prompt once, got {file}")
     return rows[: evaluation.limit], len(rows)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """The row of a line, or None where it is not of the form that is needed."""
+    try:
+        row: Any = json.loads(line)
+        fits = isinstance(row["prompt"], str) and len(row["instruction_id_list"]) == len(row["kwargs"]) > 0
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None
+    return row if fits else None
 
 
 def main(job: Mapping[str, Any], emit: Emit) -> None:
@@ -88,7 +93,8 @@ def checkers() -> dict[str, Any]:
     from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
     english = punkt.PunktSentenceTokenizer(punkt.load_model("english"))
-    instructions_util._get_sentence_tokenizer = lambda: english
+    utilities: Any = instructions_util
+    utilities._get_sentence_tokenizer = lambda: english
     nltk.tokenize.sent_tokenize = lambda text, language="english": english.tokenize(text)  # noqa: ARG005
     return dict(INSTRUCTION_DICT)
 

@@ -44,15 +44,16 @@ def main(job: Mapping[str, Any], emit: Emit) -> None:
     Raises:
         ValueError: for a task that lm-eval does not know.
     """
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
     from lm_eval.tasks import TaskManager
 
+    load: Any = huggingface.HFLM  # its parameters are hidden from the type checker by a decorator
     evaluation: LmEval = build(job["evaluation"])
     policy: Model = build(job["model"])
     manager = TaskManager(include_path=evaluation.include_path)
     if unknown := [task for task in evaluation.tasks if task not in manager.all_tasks]:
         raise ValueError(f"eval.tasks must be tasks of lm-eval, got {', '.join(unknown)}")
-    network = HFLM(
+    network = load(
         pretrained=policy.path,
         revision=policy.revision or "main",
         dtype=evaluation.dtype,
@@ -70,8 +71,9 @@ def main(job: Mapping[str, Any], emit: Emit) -> None:
 
 def measure(network: Any, manager: Any, task: str, evaluation: LmEval, system: str | None) -> dict[str, Any]:
     """The ACADEMIC row of a task."""
-    from lm_eval import simple_evaluate
+    import lm_eval
 
+    simple_evaluate: Any = lm_eval.simple_evaluate  # decorated as well
     fewshot = evaluation.tasks[task]
     found: Any = simple_evaluate(
         model=network,

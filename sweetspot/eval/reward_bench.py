@@ -178,7 +178,8 @@ def part(pairs: Sequence[Pair], margins: Floats, kept: np.ndarray, resamples: in
 def by_prompt(values: Floats, prompts: Sequence[str], resamples: int, seed: int) -> Interval:
     """The mean over pairs, bootstrapped over prompts: pairs of one prompt are not independent."""
     _, owner = np.unique(np.array(prompts), return_inverse=True)
-    return bootstrap_ratio(np.bincount(owner, weights=values), np.bincount(owner).astype(np.float64), resamples, seed)
+    hits, counts = as_floats(np.bincount(owner, weights=values)), as_floats(np.bincount(owner))
+    return bootstrap_ratio(hits, counts, resamples, seed)
 
 
 def calibrated(margins: Floats) -> tuple[float, float]:
