@@ -9,7 +9,7 @@ asking, answers   the request loop, and the file that keeps what was paid
 
 from sweetspot.eval.alpaca import AlpacaEval
 from sweetspot.eval.arena import ArenaHard
-from sweetspot.eval.held_out import HeldOut, distinct, duplicate_rate, preferences
+from sweetspot.eval.held_out import HeldOut, distinct, preferences
 from sweetspot.eval.ifeval import IFEval
 from sweetspot.eval.judge import OpenAIJudge, RewardJudge, VllmJudge
 from sweetspot.eval.lm_eval import LmEval
@@ -31,6 +31,5 @@ __all__ = [
     "RewardJudge",
     "VllmJudge",
     "distinct",
-    "duplicate_rate",
     "preferences",
 ]
