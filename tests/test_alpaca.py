@@ -74,6 +74,11 @@ def evaluation(folder: Path, **changes: Any) -> AlpacaEval:
         "_target_": "sweetspot.sampler.TransformersSampler",
         "tile_prompts": 8,
         "tile_samples": 1,
+        "budget": "uniform",
+        "pilot_samples": 16,
+        "mean_samples": None,
+        "gain_threshold": 0.0,
+        "tail": "upper",
         "batch_size": 8,
     }
     fields: dict[str, Any] = {
