@@ -3,9 +3,10 @@
 Pairs a second and peak memory of our training against TRL's DPOTrainer at its fastest exact settings: precomputed
 reference log-probabilities, padded rows, no gradient checkpointing. A SmolLM2-135M with random weights, float32, random
 token ids, AdamW. Every measurement is a process of its own, the two alternate, and the first step of each is not
-counted. "Per CPU second" leaves out the time in which others had the processor. Peak memory is the resident memory of the process, weights and optimizer included; "above start" subtracts what
-it held before the model was loaded. The bars: pairs/s 1.6 times TRL's with prompts as long as responses (256 + 2 x 256
-tokens) and 1.0 times with short ones (32 + 2 x 256); 0.7 of its memory.
+counted. "Per CPU second" leaves out the time in which others had the processor. Peak memory is the resident memory of
+the process, weights and optimizer included; "above start" subtracts what it held before the model was loaded. The bars:
+pairs/s 1.6 times TRL's with prompts as long as responses (256 + 2 x 256 tokens) and 1.0 times with short ones (32 + 2 x
+256); 0.7 of its memory.
 """
 
 import argparse
