@@ -24,7 +24,7 @@ types:
 	.venv/bin/pyright
 
 fast:
-	$(PYTHON_BIN) -m pytest -m "not slow" -q
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m "not slow" -q --numprocesses=2
 
 format: install
 	.venv/bin/ruff format .

@@ -18,6 +18,7 @@ def leaderboard() -> dict[str, dict[str, str]]:
         return {row[""]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 @needs_alpaca
 def test_win_rates_and_their_errors_are_the_published_ones_and_the_difficulties_are_labelled() -> None:
     published = leaderboard()
@@ -30,6 +31,7 @@ def test_win_rates_and_their_errors_are_the_published_ones_and_the_difficulties_
         assert "not the published df_gamed.csv" in figures["difficulty"]
 
 
+@pytest.mark.slow
 @needs_alpaca
 def test_length_controlled_rates_are_the_published_ones_with_reconstructed_difficulties() -> None:
     """The regulariser's labels are made again from published weights, so cross-validation can choose a neighbouring

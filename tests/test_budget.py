@@ -276,6 +276,7 @@ def test_an_uneven_pool_is_labelled() -> None:
     assert said.endswith("those of the first 16 samples of each prompt are not")
 
 
+@pytest.mark.slow
 def test_the_shape_of_an_adaptive_pool_is_biased_and_that_of_its_pilot_is_not() -> None:
     # a prompt that was lucky stops there, and its one high reward stays: normal rewards look spread and right-skewed
     rewards = pool(20_000, 32, spread=0.0, seed=7)

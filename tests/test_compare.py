@@ -55,6 +55,7 @@ def made_up(n: int, shift: float) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @needs_alpaca
 def test_published_judgements_are_compared_by_win_rate_and_by_refitted_length_control(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -35,6 +35,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str
         return found
 
 
+@pytest.mark.slow
 def test_805_prompts_are_judged_in_one_go(undisturbed: tuple[list[dict[str, Any]], dict[str, Any]]) -> None:
     rows, metrics = undisturbed
     for row, pair in zip(rows, pairs(805), strict=True):
@@ -48,6 +49,7 @@ def test_805_prompts_are_judged_in_one_go(undisturbed: tuple[list[dict[str, Any]
     assert metrics["spent"]["served_by"] == ["judge-2026"]
 
 
+@pytest.mark.slow
 def test_faults_and_three_kills_change_nothing_and_cost_nothing_twice(
     undisturbed: tuple[list[dict[str, Any]], dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -183,6 +185,7 @@ def test_an_unreachable_address_and_a_refused_key_or_model_end_in_one_line(
         judge("http://127.0.0.1:9/v1").check()
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_half_way_keeps_what_was_answered(tmp_path: Path) -> None:
     with JudgeServer({"quota": 0.02}) as server:
         with pytest.raises(ValueError, match="exceeded your current quota"):
@@ -195,6 +198,7 @@ def test_a_run_that_stops_half_way_keeps_what_was_answered(tmp_path: Path) -> No
         assert server.counts["answered"] == 297
 
 
+@pytest.mark.slow
 def test_answers_without_a_verdict_fail_the_whole_and_are_asked_for_again(tmp_path: Path) -> None:
     with JudgeServer({"no_logprobs": 0.3}) as server:
         with pytest.raises(ValueError, match=r"answers hold no verdict after 2 attempts each; \d+ of 99 answers"):

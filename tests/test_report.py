@@ -330,6 +330,7 @@ def test_rewards_and_z_of_a_pair_are_those_of_its_row(run_of: RunOf) -> None:
     assert ("span", f"reward {signed(rewards.max())}, z {in_sd(z)}") in page.words
 
 
+@pytest.mark.slow
 def test_the_page_is_small_at_400_samples_a_prompt(run_of: RunOf) -> None:
     _, text = page_of(run_of(n_prompts=60, n=400))
     assert len(text.encode()) < 5_000_000

@@ -65,6 +65,7 @@ def annotations(rng: np.random.Generator, n: int, advantage: float) -> np.ndarra
     return 100 * (rng.uniform(size=n) < 0.4 + advantage / 100) * rng.beta(20, 1, size=n)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_known_difference_covers_it_in_93_to_97_of_100_trials() -> None:
     rng, covered = np.random.default_rng(0), 0
     truth = 5.0 * 20 / 21  # five points more wins, times the mean of beta(20, 1)
@@ -77,6 +78,7 @@ def test_the_interval_of_a_known_difference_covers_it_in_93_to_97_of_100_trials(
     assert 930 <= covered <= 970
 
 
+@pytest.mark.slow
 def test_holm_keeps_the_chance_of_any_false_finding_among_six_at_5_percent() -> None:
     rng, false = np.random.default_rng(1), {"holm": 0, "plain": 0}
     for trial in range(1000):
@@ -117,6 +119,7 @@ def length_controlled_trial(rng: np.random.Generator, n: int, advantage: float) 
     return made
 
 
+@pytest.mark.slow
 def test_length_controlled_differences_are_refitted_in_every_draw() -> None:
     n, rng = 300, np.random.default_rng(4)
     regular = Regulariser(np.linspace(-1, 1, n), np.zeros((10, 2)), np.full(10, 0.5))

@@ -212,6 +212,7 @@ def test_training_starts_at_log_two_and_separates_the_pairs(tiny_model: Model, t
     assert {(state["total"], state["unit"]) for state in progress[1:]} == {(6, "steps")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

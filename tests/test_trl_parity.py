@@ -59,6 +59,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "trl"),
     [

@@ -72,6 +72,7 @@ def test_a_worker_process_scores_tiles_through_vllm(tiny_reward: Path, tiny_mode
     assert [read_tile(Path(tile["rewards"]), REWARDS)[0].num_rows for tile in tiles] == [3, 3]
 
 
+@pytest.mark.slow
 def test_what_vllm_would_make_a_classifier_of_is_refused(tiny_reward: Path, tiny_policy: Path, tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     with pytest.raises(ValueError, match=r"must hold a whole trained classifier, .* holds LlamaForCausalLM"):

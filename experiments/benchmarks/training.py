@@ -77,7 +77,8 @@ def compare(prompt: int, response: int, arguments: argparse.Namespace) -> None:
             both[side] = json.loads(made.stdout.splitlines()[-1])
         found.append(both)
         show = "   ".join(
-            f"{side} {values['rate']:.3f} pairs/s {values['peak']:.2f} GB" for side, values in both.items()
+            f"{side} {values['rate']:.3f} pairs/s ({values['cpu']:.3f} a CPU second) {values['peak']:.2f} GB"
+            for side, values in both.items()
         )
         print(f"  {show}   loss {both['trl']['loss']:.5f} {both['ours']['loss']:.5f}", flush=True)
     print(f"prompt {prompt}, responses 2 x {response}:")
