@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,14 @@ def test_reference_rows_are_stale_when_model_template_or_pool_change(
         assert logprob_key(tiny_model.at(folder), dpo, "pool") != kept
 
 
+def test_the_seconds_of_a_stage_are_its_own_so_that_the_table_adds_up(run: Run) -> None:
+    now = time.monotonic()
+    run.did("before", "tiles", 1, 0, now - 100)  # 100 s, begun before the outer stage
+    run.did("inner", "tiles", 1, 0, now - 30)
+    run.did("outer", "evaluations", 1, 0, now - 50)
+    assert [round(stage.seconds) for stage in run.stages] == [100, 30, 20]
+
+
 @pytest.mark.slow
 def test_a_sweep_of_every_n_and_pair_samples_its_largest_n_once_and_nothing_the_second_time(
     run: Run, tiny_model: Model, tiny_reward: Path
@@ -197,7 +206,7 @@ def test_a_sweep_of_every_n_and_pair_samples_its_largest_n_once_and_nothing_the_
     )
     made: list[dict[str, int]] = []
     for _ in range(2):
-        run.stages.clear()
+        run.stages.clear(), run.began.clear()
         for n in (2, 4, 6):
             rewards = score(sample(prompts, tiny_model, sampler, n, run), reward_model, run)
             for chosen, rejected in paper_pairs():

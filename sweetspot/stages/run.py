@@ -38,6 +38,7 @@ class Run:
     log: Sink
     remake_corrupt: bool
     stages: list[Stage] = dataclasses.field(default_factory=list[Stage])
+    began: list[float] = dataclasses.field(default_factory=list[float])  # when each stage did, of time.monotonic()
 
     def work(
         self, title: str, module: str, job: Mapping[str, Any], environment: Mapping[str, str] | None = None
@@ -72,9 +73,14 @@ class Run:
         return self.folder / "jobs" / f"{len(self.stages):02d}-{title.replace(' ', '-')}"
 
     def did(self, name: str, unit: str, made: int, reused: int, started: float) -> None:
-        """Record and log a finished stage; `started` is of time.monotonic()."""
-        stage = Stage(name, unit, made, reused, round(time.monotonic() - started, 2))
+        """Record and log a finished stage; `started` is of time.monotonic().
+
+        Its seconds are its own: those of the stages inside it, which are recorded already, do not count.
+        """
+        inside = sum(stage.seconds for stage, began in zip(self.stages, self.began, strict=True) if began >= started)
+        stage = Stage(name, unit, made, reused, round(max(0.0, time.monotonic() - started - inside), 2))
         self.stages.append(stage)
+        self.began.append(started)
         self.log.log({f"stage/{name}/{what}": getattr(stage, what) for what in ("made", "reused", "seconds")})
 
     def missing(self, paths: Iterable[Path], schema: pa.Schema) -> set[Path]:
