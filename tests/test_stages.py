@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 
 from sweetspot.component import build
-from sweetspot.dpo import DPO
+from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.launch import Launch
 from sweetspot.model import Model
 from sweetspot.sampler import Tile
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
-from sweetspot.stages import Rewards, Run, Samples, select
+from sweetspot.stages import Rewards, Run, Samples, select, train
 from sweetspot.stages.policy import logprob_key
 from sweetspot.store import Store, write_tile
 from sweetspot.strategy import PositionPair
@@ -90,6 +90,15 @@ def test_pairs_join_their_own_responses_with_an_over_long_prompt_in_between(rewa
     # 0.5, 3, 1: mean 1.5, sd sqrt((1 + 2.25 + 0.25) / 2) = sqrt(1.75)
     assert rows[0]["chosen_z"] == pytest.approx(1.5 / math.sqrt(1.75))
     assert rows[0]["rejected_z"] == pytest.approx(-1.0 / math.sqrt(1.75))
+
+
+def test_training_without_a_pair_says_why_there_is_none(rewards: Rewards, run: Run, tiny_model: Model) -> None:
+    pairs = select(rewards, PositionPair(chosen="mu+4sigma", rejected="mu+3sigma"), run)
+    dpo, deepspeed = build(DPO_CONFIG), DeepSpeed(stage=0)
+    with pytest.raises(ValueError, match="no pair is left of 3 prompts") as refused:
+        train(pairs, tiny_model, tiny_model, dpo, deepspeed, {}, run)
+    assert "too_few 1, same_response 2" in str(refused.value)
+    assert "1 of them were set aside as longer than sampler.max_prompt_tokens" in str(refused.value)
 
 
 def test_the_same_selection_is_reused_and_another_strategy_is_not(rewards: Rewards, run: Run) -> None:

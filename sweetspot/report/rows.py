@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -64,8 +65,7 @@ def read_scored(store: Path, samples: Mapping[str, Any], rewards: Mapping[str, A
         names = table["prompt_id"].combine_chunks().dictionary_encode()
         rows = np.array([row_of[name] for name in names.dictionary.to_pylist()], dtype=np.intp)
         matrix[rows[names.indices.to_numpy()], table["sample_index"].to_numpy()] = table["reward"].to_numpy()
-    of = moments(matrix)
-    return Scored(ids, matrix, (matrix - of.mean[:, None]) / of.sd[:, None])
+    return Scored(ids, matrix, moments(matrix).z(matrix))
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ def read_shown(store: Path, found: Mapping[str, Any], scored: Scored | None) -> 
     table, _ = read_tile(store / samples["folder"] / f"{samples['tiles'][0]}.parquet", SAMPLES)
     rows = table.select(["prompt_id", "sample_index", "response"]).to_pylist()
     ids = list(dict.fromkeys(row["prompt_id"] for row in rows))
-    wanted = [ids[number] for number in _spaced(len(ids))]
+    wanted = [ids[number] for number in _spaced(len(ids)).to_pylist()]
     prompts, _ = read_tile(store / samples["prompts"], PROMPTS)
     at = {name: row for row, name in enumerate(prompts["prompt_id"].to_pylist())}
-    messages = prompts["messages"].take([at[name] for name in wanted]).to_pylist()
+    messages = prompts["messages"].take(pa.array([at[name] for name in wanted], pa.int64())).to_pylist()
     return [_shown_samples(name, turns, rows, scored) for name, turns in zip(wanted, messages, strict=True)]
 
 
@@ -163,6 +163,6 @@ def _rewards_of(name: str, scored: Scored | None) -> Floats | None:
     return row[np.isfinite(row)]
 
 
-def _spaced(count: int) -> list[int]:
+def _spaced(count: int) -> pa.Int64Array:
     """Up to eight row numbers of `count`, evenly spaced from the first to the last."""
-    return np.unique(np.linspace(0, max(count - 1, 0), min(count, SHOWN)).round().astype(int)).tolist()
+    return pa.array(np.unique(np.linspace(0, max(count - 1, 0), min(count, SHOWN)).round()), pa.int64(), safe=True)
