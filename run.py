@@ -24,7 +24,7 @@ from rich.console import Console
 
 from sweetspot import manifest as manifests
 from sweetspot import report, stages
-from sweetspot.component import build, component, explain
+from sweetspot.component import build, component, explain, is_config
 from sweetspot.data import Data
 from sweetspot.distribution import indistinct
 from sweetspot.dpo import DPO, DeepSpeed
@@ -39,7 +39,7 @@ from sweetspot.store import Store, StoreError
 from sweetspot.strategy import PositionPair
 
 WANTS_TRACE = os.environ.get("HYDRA_FULL_ERROR") == "1"
-USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, WorkerError, StoreError)
+USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, WorkerError, StoreError, OSError)
 STAGES = ("sample", "score", "select", "train", "evaluate")
 
 
@@ -71,6 +71,8 @@ class Settings:
         needed = getattr(self.strategy, "minimum_samples", 2)
         if self.n_samples < needed:
             raise ValueError(f"n_samples must be >= {needed} for the strategy's positions, got {self.n_samples}")
+        if not callable(self.strategy):
+            raise ValueError(f"strategy must be a Strategy, got {type(self.strategy).__name__}")
         if self.rounds > 1 and not self.reaches("train"):
             raise ValueError(f"until must be train or evaluate when rounds is {self.rounds}, got {self.until}")
 
@@ -85,7 +87,7 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: one line that names key, rule and value.
     """
-    values = {name: build(part, name) if isinstance(part, Mapping) else part for name, part in config.items()}
+    values = {name: build(part, name) if is_config(part) else part for name, part in config.items()}
     try:
         return Settings(**values)
     except ValidationError as error:
@@ -103,7 +105,6 @@ def main(config: DictConfig) -> None:
 
 def _run(config: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    plain = {name: value for name, value in plain.items() if name != "experiment"}
     command = " ".join(["python run.py", *HydraConfig.get().overrides.task])
     pipeline(settings_of(plain), plain, Path(HydraConfig.get().runtime.output_dir), command)
 
@@ -120,8 +121,9 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
         raise ValueError(
             "data: no prompt is held out, so there is nothing to evaluate on; hold some out, or set until=train"
         )
+    store = _open_store(settings.store)
     sink = settings.logger.open(folder, dict(config), folder.name)
-    run = Run(Store(Path(settings.store)), folder, settings.launch, sink, settings.remake_corrupt)
+    run = Run(store, folder, settings.launch, sink, settings.remake_corrupt)
     written = folder / "manifest.json"
     facts: dict[str, Any] = {"warnings": _warnings(settings, prompts.duplicates), "rounds": [], "evaluation": None}
     for warning in facts["warnings"]:
@@ -169,6 +171,13 @@ def _stages(settings: Settings, train: pa.Table, held_out: pa.Table, run: Run, f
         selecting = (facts["rounds"][-1]["rewards"]["reward_model"], reward_model)
         result = stages.evaluate(model, start, held_out, settings.sampler, judged, selecting, settings.dpo, run)
         facts["evaluation"] = {"key": result.key, "path": result.path, **result.metrics}
+
+
+def _open_store(place: str) -> Store:
+    try:
+        return Store(Path(place))
+    except OSError as error:
+        raise ValueError(f"store must be a folder that can be written, got {place} ({error.strerror})") from None
 
 
 def _tell(error: Exception) -> NoReturn:

@@ -34,7 +34,7 @@ def hydra_config() -> Iterator[None]:
 
 def settings(*overrides: str) -> run.Settings:
     plain: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True, throw_on_missing=True)
-    return run.settings_of({name: value for name, value in plain.items() if name != "experiment"})
+    return run.settings_of(plain)
 
 
 def choice(path: Path) -> str:
@@ -84,9 +84,16 @@ def test_the_paper_s_21_pairs_build_from_overrides() -> None:
         (["dpo.learning_rate=-1"], ["dpo.learning_rate", "greater than 0", "got -1"]),
         (["dpo.batch_size=6"], ["dpo", "batch_size", "multiple"]),
         (["until=tomorrow"], ["until", "'sample'", "got 'tomorrow'"]),
-        (["rounds=2", "until=score"], ["until", "rounds", "score"]),
+        (["rounds=2", "until=score"], ["until must be train or evaluate", "rounds", "score"]),
         (["eval.kl_samples=9"], ["eval", "kl_samples", "got 9"]),
         (["data.limit=0"], ["data.limit", "got 0"]),
+        (["+experiment.speed=5"], ["experiment", "unknown key"]),
+        (["sampler.temperature=nan"], ["sampler.temperature", "finite", "got nan"]),
+        (["dpo.learning_rate=inf"], ["dpo.learning_rate", "finite", "got inf"]),
+        (["store=''"], ["store: must have at least 1 character, got ''"]),
+        (["n_samples={a: 1}"], ["n_samples: must be a valid integer, got {'a': 1}"]),
+        (["~strategy._target_"], ["strategy", "must be a Strategy, got dict"]),
+        (["model._target_=sweetspot.data.Nothing"], ["model._target_", "dotted path of a class", "data.Nothing"]),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(overrides: list[str], words: list[str]) -> None:
@@ -94,6 +101,7 @@ def test_a_wrong_value_is_refused_in_one_line(overrides: list[str], words: list[
         settings(*overrides)
     line = str(refused.value)
     assert "\n" not in line
+    assert not line.startswith(":")
     for word in words:
         assert word in line
 
@@ -117,12 +125,14 @@ def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["data=jsonl"], ["data.path"]),
         (["n_samples=1"], ["n_samples", "got 1"]),
         (["data=jsonl", "data.path=nowhere.jsonl"], ["data.path must be an existing file, got nowhere.jsonl"]),
+        (["store=README.md/store"], ["store must be a folder that can be written, got README.md/store"]),
+        (["hydra.run.dir=README.md/run"], ["Not a directory", "README.md/run"]),
     ],
 )
 def test_the_command_line_ends_with_one_line_and_no_trace(
     tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
-    ended = command(*arguments, f"hydra.run.dir={tmp_path}/run", f"store={tmp_path}/store")
+    ended = command(f"hydra.run.dir={tmp_path}/run", f"store={tmp_path}/store", *arguments)
     assert ended.returncode != 0
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
     assert "Traceback" not in ended.stderr
