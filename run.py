@@ -40,7 +40,7 @@ from sweetspot.store import Store, StoreError
 from sweetspot.strategy import PositionPair
 
 WANTS_TRACE = os.environ.get("HYDRA_FULL_ERROR") == "1"
-USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, WorkerError, StoreError)
+USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, WorkerError, StoreError, OSError)
 STAGES = ("sample", "score", "select", "train", "evaluate")
 
 
@@ -84,6 +84,8 @@ class Settings:
             )
         if self.adaptive and not self.reaches("score"):
             raise ValueError(f"until must be score or later with sampler.budget=adaptive, got {self.until}")
+        if not callable(self.strategy):
+            raise ValueError(f"strategy must be a Strategy, got {type(self.strategy).__name__}")
         if self.rounds > 1 and not self.reaches("train"):
             raise ValueError(f"until must be train or evaluate when rounds is {self.rounds}, got {self.until}")
 
@@ -143,7 +145,6 @@ def main(config: DictConfig) -> None:
 
 def _run(config: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    plain = {name: value for name, value in plain.items() if name != "experiment"}
     command = " ".join(["python run.py", *HydraConfig.get().overrides.task])
     pipeline(settings_of(plain), plain, Path(HydraConfig.get().runtime.output_dir), command)
 
@@ -163,8 +164,9 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
             "data: no prompt is held out, so there is nothing to evaluate on; hold some out, or set until=train"
         )
     told = [*_warnings(settings, prompts.duplicates), *stages.check(evaluations)]
+    store = _open_store(settings.store)
     sink = settings.logger.open(folder, dict(config), folder.name)
-    run = Run(Store(Path(settings.store)), folder, settings.launch, sink, settings.remake_corrupt)
+    run = Run(store, folder, settings.launch, sink, settings.remake_corrupt)
     written = folder / "manifest.json"
     facts: dict[str, Any] = {"warnings": told, "rounds": [], "evaluations": []}
     for warning in facts["warnings"]:
@@ -235,6 +237,13 @@ def _stages(
         result = stages.evaluate(name, stages.prepare(evaluation, run), subject, run)
         facts["evaluations"].append(manifests.of_evaluation(result))
         facts["warnings"] += [line for line in [result.metrics.get("order_warning")] if line]
+
+
+def _open_store(place: str) -> Store:
+    try:
+        return Store(Path(place))
+    except OSError as error:
+        raise ValueError(f"store must be a folder that can be written, got {place} ({error.strerror})") from None
 
 
 def _tell(error: Exception) -> NoReturn:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast, dataclass_transform
 
@@ -19,8 +20,8 @@ Built = TypeVar("Built")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def component(cls: type[Built]) -> type[Built]:
-    """The class as a frozen dataclass that refuses wrong types, out-of-range values and unknown keys."""
-    config = ConfigDict(extra="forbid", strict=True)
+    """The class as a frozen dataclass that refuses wrong types, values out of range or not finite, and unknown keys."""
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return cast("type[Built]", pydantic_dataclass(cls, frozen=True, kw_only=True, config=config))
 
 
@@ -100,7 +101,11 @@ def build(config: Mapping[str, Any], at: str = "") -> Any:
     from hydra.utils import get_class  # Hydra is not needed to use a component
 
     nested = {name: _build_within(value, _join(at, name)) for name, value in config.items() if name != "_target_"}
-    cls = get_class(config["_target_"])
+    target = config.get("_target_")
+    try:
+        cls = get_class(cast("str", target))
+    except (ImportError, ValueError, TypeError):
+        raise ValueError(f"{_join(at, '_target_')} must be the dotted path of a class, got {target!r}") from None
     try:
         return cls(**nested)
     except ValidationError as error:
@@ -130,9 +135,9 @@ def _explain_one(fault: dict[str, Any], at: str, known: list[str]) -> str:
             return f"{where}: a value is missing"
         case "value_error":
             rule = str(fault["ctx"]["error"])
-            return f"{at}: {rule}" if not fault["loc"] else f"{where}: {rule}"
+            return f"{where}: {rule}" if where else rule
         case _:
-            return f"{where}: {str(fault['msg']).replace('Input should', 'must')}, got {fault['input']!r}"
+            return f"{where}: {re.sub('^[A-Z][a-z]+ should', 'must', str(fault['msg']))}, got {fault['input']!r}"
 
 
 def _field_names(cls: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -165,7 +166,8 @@ def _prompts(train: Sequence[Row], held_out: Sequence[Row], limit: int | None, h
     held = _table(held_out, seen)
     kept = _table(train, seen)
     if kept.num_rows == 0:
-        raise ValueError("data: the data set holds no prompt to train on")
+        found = f"{len(train) + len(held_out)} rows, {held.num_rows} of them held out"
+        raise ValueError(f"data: the data set must hold a prompt to train on, got {found}")
     duplicates = len(train) + len(held_out) - kept.num_rows - held.num_rows
     return Prompts(kept.slice(0, limit), held.slice(0, held_out_limit), duplicates)
 
@@ -182,34 +184,37 @@ def _table(rows: Iterable[Row], seen: set[str]) -> pa.Table:
 
 def _read(path: str, at: str) -> Iterator[Row]:
     """The rows of a JSONL or Parquet file with their messages checked; line numbers start at 1."""
-    readers: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {".jsonl": _jsonl, ".parquet": _parquet}
+    readers: dict[str, Callable[[Path, str], Iterator[tuple[int, Any]]]] = {".jsonl": _jsonl, ".parquet": _parquet}
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"{at} must be an existing file, got {path}")
     if file.suffix not in readers:
         raise ValueError(f"{at} must end in {' or '.join(readers)}, got {path}")
-    for number, row in readers[file.suffix](file):
+    for number, row in readers[file.suffix](file, at):
         where = f"{at}: {path} line {number}"
         if not isinstance(row, dict) or not ({"messages", "prompt"} & row.keys()):
             raise ValueError(f"{where} must be an object with `messages` or `prompt`, got {str(row)[:80]}")
-        yield f"{file.name}:{number}", messages_of(row.get("messages", row.get("prompt")), where)
+        given = row.get("prompt") if row.get("messages") is None else row["messages"]
+        yield f"{file.name}:{number}", messages_of(given, where)
 
 
-def _jsonl(file: Path) -> Iterator[tuple[int, Any]]:
-    with file.open(encoding="utf-8") as lines:
+def _jsonl(file: Path, at: str) -> Iterator[tuple[int, Any]]:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"data.path: {file} line {number} is not JSON ({error})") from None
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # some editors put a mark before line 1
+                row = json.loads(text) if text.strip() else None
+            except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
+                raise ValueError(f"{at}: {file} line {number} must be JSON in UTF-8, got {error}") from None
+            if text.strip():
+                yield number, row
 
 
-def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
+def _parquet(file: Path, at: str) -> Iterator[tuple[int, Any]]:
     try:
         rows = pq.read_table(file).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"data.path: {file} is not a Parquet file ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{at}: {file} is not a Parquet file ({str(error).splitlines()[0]})") from None
     yield from enumerate(rows, start=1)
 
 
@@ -223,6 +228,8 @@ def messages_of(value: Any, where: str) -> list[dict[str, str]]:
             raise ValueError(
                 f"{where}: a message must have a role of {', '.join(ROLES)} and text, got {str(turn)[:80]}"
             )
+        if re.search("[\ud800-\udfff]", turn["content"]):
+            raise ValueError(f"{where}: a message must be text in Unicode, got half of a surrogate pair")
     if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
         raise ValueError(f"{where}: the last message must be the user's and not empty, got {str(turns[-1])[:80]}")
     return [{"role": turn["role"], "content": turn["content"]} for turn in turns]

@@ -101,13 +101,17 @@ def load_tokenizer(model: Model) -> Any:
     """The model's tokenizer.
 
     Raises:
-        ValueError: when it has no chat template.
+        ValueError: when it cannot be read, or has no chat template.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except OSError as error:  # no such hub id, no access to it, or no connection
+        rule = "model.path must be a folder or hub id that can be read"
+        raise ValueError(f"{rule}, got {model.path} ({' '.join(str(error).split())})") from None
     if not tokenizer.chat_template:
         raise ValueError(f"model.path must have a tokenizer with a chat template, {model.path} has none")
     return tokenizer

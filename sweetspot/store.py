@@ -91,7 +91,10 @@ def _stamp(folder: Path, provenance: Mapping[str, Any]) -> None:
     """Write `meta.json` into a new folder; refuse the folder of another store version."""
     meta = folder / "meta.json"
     if meta.exists():
-        found = json.loads(meta.read_text()).get("store_version")
+        try:
+            found = json.loads(meta.read_text())["store_version"]
+        except (ValueError, KeyError, TypeError):  # not JSON, or the meta.json of something else
+            found = "unknown"
         if found != STORE_VERSION:
             raise StoreError(
                 f"store: {folder} was written by store version {found}, this sweetspot reads version {STORE_VERSION}; "

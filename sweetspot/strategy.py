@@ -293,7 +293,8 @@ def _sigma_below_quantile(multiple: float, quantile: float) -> bool:
     """Whether mu + multiple * sigma lies below that quantile of any rewards, by Cantelli's inequality.
 
     The response nearest to mu - k * sigma is above the quantile only where all responses up to the quantile, a share
-    of (quantile * (n - 1) + 1/2) / n or more, lie below mu - k * sigma; at most 1 / (1 + k^2) of all responses do.
+    of (quantile * (n - 1) + 1/2) / n or more, lie below mu - k * sigma; at most 1 / (1 + k^2) of all responses do. The
+    quantile's response is then not the maximum, so that (1 - quantile) * (n - 1) >= 1/2.
     """
-    share = min(quantile, quantile / 2 + 0.25)  # the smallest over n >= 2
+    share = min(quantile, 0.5 / (1.5 - quantile))  # the smallest: at n without end, or at the smallest n that is left
     return multiple < 0 and share >= 1 / (1 + multiple**2)

@@ -40,6 +40,10 @@ def test_a_component_travels_as_plain_config() -> None:
     ("change", "line"),
     [
         ({"rate": "fast"}, "toy.rate: must be a valid number, got 'fast'"),
+        ({"rate": float("nan")}, "toy.rate: must be a finite number, got nan"),
+        ({"rate": float("inf")}, "toy.rate: must be a finite number, got inf"),
+        ({"_target_": "no.such.Class"}, "toy._target_ must be the dotted path of a class, got 'no.such.Class'"),
+        ({"_target_": "os.getcwd"}, "toy._target_ must be the dotted path of a class, got 'os.getcwd'"),
         ({"batch": 0}, "toy.batch: must be greater than or equal to 1, got 0"),
         ({"batch": True}, "toy.batch: must be a valid integer, got True"),
         ({"speed": 1}, "toy.speed: unknown key; the keys are rate, inner, batch"),

@@ -45,7 +45,7 @@ def hydra_config() -> Iterator[None]:
 
 def settings(*overrides: str) -> run.Settings:
     plain: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True, throw_on_missing=True)
-    return run.settings_of({name: value for name, value in plain.items() if name != "experiment"})
+    return run.settings_of(plain)
 
 
 def choice(path: Path) -> str:
@@ -109,7 +109,7 @@ def test_the_paper_s_21_pairs_build_from_overrides() -> None:
         (["dpo.loss=simpo", "dpo.reference=first"], ["dpo", "reference", "loss=simpo", "got first"]),
         (["dpo.batch_size=6"], ["dpo", "batch_size", "multiple"]),
         (["until=tomorrow"], ["until", "'sample'", "got 'tomorrow'"]),
-        (["rounds=2", "until=score"], ["until", "rounds", "score"]),
+        (["rounds=2", "until=score"], ["until must be train or evaluate", "rounds", "score"]),
         (["reward_model=imported"], ["reward_model=imported", "data=imported", "got data Embedded"]),
         (["reward_model=imported", "data=imported", "data.pool=a", "rounds=2"], ["rounds must be 1", "rounds 2"]),
         (["eval.kl_samples=9"], ["eval", "kl_samples", "got 9"]),
@@ -145,6 +145,13 @@ def test_the_paper_s_21_pairs_build_from_overrides() -> None:
             ["reward_model=length_penalised", "reward_model.slope=0", "reward_model.reward_model.batch_tokens=0"],
             ["reward_model.reward_model.batch_tokens", "got 0"],
         ),
+        (["+experiment.speed=5"], ["experiment", "unknown key"]),
+        (["sampler.temperature=nan"], ["sampler.temperature", "finite", "got nan"]),
+        (["dpo.learning_rate=inf"], ["dpo.learning_rate", "finite", "got inf"]),
+        (["store=''"], ["store: must have at least 1 character, got ''"]),
+        (["n_samples={a: 1}"], ["n_samples: must be a valid integer, got {'a': 1}"]),
+        (["~strategy._target_"], ["strategy", "must be a Strategy, got dict"]),
+        (["model._target_=sweetspot.data.Nothing"], ["model._target_", "dotted path of a class", "data.Nothing"]),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(overrides: list[str], words: list[str]) -> None:
@@ -152,6 +159,7 @@ def test_a_wrong_value_is_refused_in_one_line(overrides: list[str], words: list[
         settings(*overrides)
     line = str(refused.value)
     assert "\n" not in line
+    assert not line.startswith(":")
     for word in words:
         assert word in line
 
@@ -186,12 +194,14 @@ def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["n_samples=1"], ["n_samples", "got 1"]),
         (["data=jsonl", "data.path=nowhere.jsonl"], ["data.path must be an existing file, got nowhere.jsonl"]),
         (["data=imported", "data.pool=abc"], ["data.pool must be the key of an imported pool", "got abc"]),
+        (["store=README.md/store"], ["store must be a folder that can be written, got README.md/store"]),
+        (["hydra.run.dir=README.md/run"], ["Not a directory", "README.md/run"]),
     ],
 )
 def test_the_command_line_ends_with_one_line_and_no_trace(
     tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
-    ended = command(*arguments, f"hydra.run.dir={tmp_path}/run", f"store={tmp_path}/store")
+    ended = command(f"hydra.run.dir={tmp_path}/run", f"store={tmp_path}/store", *arguments)
     assert ended.returncode != 0
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
     assert "Traceback" not in ended.stderr

@@ -60,6 +60,32 @@ def test_a_row_is_text_or_messages_under_either_name(tmp_path: Path) -> None:
     assert messages[0] == [{"role": "user", "content": "Hello"}]
 
 
+def test_a_prompt_counts_where_the_messages_are_null(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": "Hello", "messages": None})
+    assert local(path).load().train["messages"].to_pylist() == [[{"role": "user", "content": "Hello"}]]
+
+
+def test_a_byte_order_mark_windows_lines_and_blank_lines_change_nothing(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain.jsonl", {"prompt": "One"}, {"prompt": "Two"})
+    marked = tmp_path / "marked.jsonl"
+    marked.write_bytes(b'\xef\xbb\xbf{"prompt": "One"}\r\n\r\n  \r\n{"prompt": "Two"}')
+    assert local(marked).load().train["prompt_id"].equals(local(plain).load().train["prompt_id"])
+
+
+def test_a_row_in_another_encoding_is_named_by_its_key_file_and_line(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", {"prompt": "fine"})
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_bytes(b'{"prompt": "fine too"}\n{"prompt": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"data\.held_out_path: \S*held_out\.jsonl line 2 must be JSON in UTF-8"):
+        local(train, held_out_path=str(held_out)).load()
+
+
+def test_a_set_that_is_held_out_whole_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    with pytest.raises(ValueError, match="got 4 rows, 2 of them held out"):
+        local(path, held_out_path=str(path)).load()
+
+
 def test_parquet_rows_read_like_jsonl_rows(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": ["One", "Two"]}), tmp_path / "p.parquet")
     jsonl = write(tmp_path / "p.jsonl", {"prompt": "One"}, {"prompt": "Two"})
@@ -70,7 +96,9 @@ def test_parquet_rows_read_like_jsonl_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "rule"),
     [
-        ("{not json", "line 2 is not JSON"),
+        ("{not json", "line 2 must be JSON in UTF-8"),
+        ("[" * 100_000, "line 2 must be JSON in UTF-8"),
+        (r'{"prompt": "half of a pair: \ud83d"}', "line 2: a message must be text in Unicode"),
         ('["a"]', "line 2 must be an object with `messages` or `prompt`"),
         ('{"text": "a"}', "line 2 must be an object with `messages` or `prompt`"),
         ('{"prompt": 3}', "line 2: the prompt must be text or a list"),
@@ -91,7 +119,7 @@ def test_a_missing_file_an_unknown_ending_and_an_empty_set_are_refused(tmp_path:
         local("nowhere.jsonl").load()
     with pytest.raises(ValueError, match=r"data\.path must end in \.jsonl or \.parquet"):
         local(write(tmp_path / "p.txt", "a")).load()
-    with pytest.raises(ValueError, match="holds no prompt"):
+    with pytest.raises(ValueError, match="must hold a prompt to train on, got 0 rows"):
         local(write(tmp_path / "p.jsonl", "")).load()
     (tmp_path / "p.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match="is not a Parquet file"):

@@ -63,6 +63,11 @@ def test_moments_that_cannot_be_had_are_nan_and_warn_of_nothing() -> None:
     assert moments(np.empty((0, 5))).mean.shape == (0,)
 
 
+def test_equal_rewards_have_no_z_and_warn_of_nothing() -> None:
+    equal = np.array([[2.0, 2.0, 2.0], [NAN] * 3, [0.0, 1.0, 2.0]], dtype=np.float32)
+    np.testing.assert_array_equal(moments(equal).z(equal), [[NAN] * 3, [NAN] * 3, [-1.0, 0.0, 1.0]])
+
+
 def test_moments_equal_scipys() -> None:
     from scipy import stats
 

@@ -88,3 +88,11 @@ def test_a_model_is_known_by_content_and_not_by_place(tiny_policy: Path, tiny_mo
 def test_a_missing_folder_is_refused(tiny_model: Model) -> None:
     with pytest.raises(ValueError, match=r"model\.path must be a hub id or an existing folder, got /nowhere/model"):
         tiny_model.at(Path("/nowhere/model")).identity()
+
+
+def test_a_model_that_cannot_be_read_is_named(tiny_model: Model) -> None:
+    with pytest.raises(
+        ValueError, match=r"model\.path must be a folder or hub id that can be read, got no/such"
+    ) as refused:
+        load_tokenizer(replace(tiny_model, path="no/such"))
+    assert "\n" not in str(refused.value)

@@ -281,6 +281,18 @@ def test_a_run_that_made_nothing_has_a_report(tmp_path: Path) -> None:
     assert "The run made nothing." in text
 
 
+@pytest.mark.parametrize("until", ["sample", "score", "select"])
+def test_a_run_whose_prompts_were_all_set_aside_has_a_report(until: str, tmp_path: Path) -> None:
+    path = make_run(tmp_path, until)
+    for kind, schema in (("samples", SAMPLES), ("rewards", REWARDS), ("pairs", PAIRS)):
+        for tile in list((tmp_path / "store" / kind).glob("*/*.parquet")):
+            tile.unlink()
+            write_tile(tile, schema.empty_table(), {})
+    report.write(path)
+    page, _ = page_of(path)
+    assert page.headings[-2:] == ["Stages", "Lineage"]
+
+
 def test_the_page_refers_to_nothing_outside_itself(run_of: RunOf) -> None:
     page, text = page_of(run_of(rounds=2))
     for name in ("src", "href", "xlink:href", "action", "data", "srcset"):

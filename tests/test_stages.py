@@ -105,6 +105,15 @@ def test_pairs_join_their_own_responses_with_an_over_long_prompt_in_between(rewa
     assert rows[0]["rejected_z"] == pytest.approx(-1.0 / math.sqrt(1.75))
 
 
+def test_training_without_a_pair_says_why_there_is_none(rewards: Rewards, run: Run, tiny_model: Model) -> None:
+    pairs = select(rewards, PositionPair(chosen="mu+4sigma", rejected="mu+3sigma"), False, run)
+    dpo, deepspeed = build(DPO_CONFIG), DeepSpeed(stage=0)
+    with pytest.raises(ValueError, match="no pair is left of 3 prompts") as refused:
+        train(pairs, tiny_model, tiny_model, dpo, deepspeed, {}, run)
+    assert "too_few 1, same_response 2" in str(refused.value)
+    assert "1 of them were set aside as longer than sampler.max_prompt_tokens" in str(refused.value)
+
+
 def test_the_same_selection_is_reused_and_another_strategy_is_not(rewards: Rewards, run: Run) -> None:
     first = select(rewards, PositionPair(chosen="max", rejected="min"), False, run)
     again = select(rewards, PositionPair(chosen="max", rejected="min"), False, run)

@@ -175,6 +175,14 @@ def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
         Store(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "garbage", "[]", "{}"])
+def test_a_folder_with_another_meta_json_is_no_store(tmp_path: Path, text: str) -> None:
+    (tmp_path / "meta.json").write_text(text)
+    with pytest.raises(StoreError, match="was written by store version unknown"):
+        Store(tmp_path)
+    assert (tmp_path / "meta.json").read_text() == text
+
+
 def test_an_artefact_records_where_it_comes_from(tmp_path: Path) -> None:
     folder = Store(tmp_path).artefact("rewards", "abc", {"reward_model": "toy"})
     meta = json.loads((folder / "meta.json").read_text())

@@ -352,6 +352,7 @@ def test_one_position_may_be_written_in_several_ways() -> None:
         *(("min_of_5", "max"), ("min", "min_of_5"), ("min_of_5", "min_of_2"), ("min_of_5", "min_of_5"), ("q0", "mu")),
         *(("max_of_2", "max_of_5"), ("min_of_2", "max_of_2"), ("random", "max_of_3"), ("min_of_3", "random")),
         *(("random", "max_of_1"), ("min_of_1", "max_of_1"), ("q0.1", "q0.9"), ("q0.5", "q0.5"), ("mu+4sigma", "q1")),
+        *(("mu-0.5sigma", "q0.95"), ("mu-0.5sigma", "q0.9"), ("q0.05", "mu+0.5sigma"), ("mu-sigma", "q0.5")),
         *(("mu-2sigma", "q0.5"), ("mu-2sigma", "q0.2"), ("q0.05", "mu+sigma"), ("random", "max"), ("min", "random")),
     ],
 )

@@ -29,6 +29,10 @@ class Moments:
     skew: Floats
     kurtosis: Floats
 
+    def z(self, rewards: NDArray[np.floating]) -> Floats:
+        """Each of the rewards [prompts, n] from its prompt's mean, in its standard deviations; NaN where that is 0."""
+        return (rewards - self.mean[:, None]) / np.where(self.sd > 0, self.sd, np.nan)[:, None]
+
 
 def moments(rewards: ArrayLike, ddof: int = 1) -> Moments:
     """The mean, standard deviation, skew and excess kurtosis of every prompt's rewards.

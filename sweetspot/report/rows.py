@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from sweetspot.distribution import expected_position, moments
@@ -62,8 +63,7 @@ def read_scored(store: Path, samples: Mapping[str, Any], rewards: Mapping[str, A
         path = store / rewards["folder"] / f"{name}.parquet"
         table, rows = served(path, REWARDS, row_of, samples["n_samples"], ["sample_index", "reward"])
         matrix[rows, table["sample_index"].to_numpy()] = table["reward"].to_numpy()
-    of = moments(matrix)
-    return Scored(ids, matrix, (matrix - of.mean[:, None]) / of.sd[:, None])
+    return Scored(ids, matrix, moments(matrix).z(matrix))
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def read_shown(store: Path, found: Mapping[str, Any], scored: Scored | None) -> 
     prompts, _ = read_tile(store / samples["prompts"], PROMPTS)
     at = {name: row for row, name in enumerate(prompts["prompt_id"].to_pylist())}
     ids = [name for name in dict.fromkeys(row["prompt_id"] for row in rows) if name in at]
-    wanted = [ids[number] for number in _spaced(len(ids))]
-    messages = prompts["messages"].take([at[name] for name in wanted]).to_pylist()
+    wanted = [ids[number] for number in _spaced(len(ids)).to_pylist()]
+    messages = prompts["messages"].take(pa.array([at[name] for name in wanted], pa.int64())).to_pylist()
     return [_shown_samples(name, turns, rows, scored) for name, turns in zip(wanted, messages, strict=True)]
 
 
@@ -161,6 +161,6 @@ def _rewards_of(name: str, scored: Scored | None) -> Floats | None:
     return row[np.isfinite(row)]
 
 
-def _spaced(count: int) -> list[int]:
+def _spaced(count: int) -> pa.Int64Array:
     """Up to eight row numbers of `count`, evenly spaced from the first to the last."""
-    return np.unique(np.linspace(0, max(count - 1, 0), min(count, SHOWN)).round().astype(int)).tolist()
+    return pa.array(np.unique(np.linspace(0, max(count - 1, 0), min(count, SHOWN)).round()), pa.int64(), safe=True)

@@ -71,8 +71,7 @@ def _ignore_copies(matrix: np.ndarray, samples: Samples) -> int:
 def _pair_rows(selection: Selection, matrix: np.ndarray, samples: Samples) -> pa.Table:
     """The PAIRS rows of a selection, its responses joined by (prompt_id, sample_index)."""
     ids = samples.prompt_ids
-    of = moments(matrix)
-    z = (matrix - of.mean[:, None]) / of.sd[:, None]
+    z = moments(matrix).z(matrix)
     wanted = {(ids[row], int(index)) for row, index in _ends(selection)}
     text = {place: row["response"] for place, row in rows_at(samples, wanted, ["response"]).items()}
     messages = samples.prompts["messages"].to_pylist()

@@ -97,7 +97,11 @@ def train(
     """
     if pairs.table.num_rows == 0:
         counts = ", ".join(f"{why} {len(names)}" for why, names in pairs.dropped.items())
-        raise ValueError(f"select: no pair is left of {pairs.samples.prompts.num_rows} prompts ({counts})")
+        aside = len(pairs.samples.set_aside())
+        raise ValueError(
+            f"select: no pair is left of {pairs.samples.prompts.num_rows} prompts ({counts}); {aside} of them were set "
+            "aside as longer than sampler.max_prompt_tokens"
+        )
     ends = pairs.table.select(["prompt_id", "chosen_index", "rejected_index"]).to_pylist()
     wanted = {(row["prompt_id"], row[side]) for row in ends for side in ("chosen_index", "rejected_index")}
     logprobs = {} if dpo.reference_free else log_probabilities(pairs.samples, wanted, reference, dpo, run, "reference")
