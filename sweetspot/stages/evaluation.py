@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from sweetspot.component import key, to_config
+from sweetspot.distribution import moments
 from sweetspot.dpo import DPO
 from sweetspot.eval import HeldOut, Interval, bootstrap_mean, distinct, preferences
 from sweetspot.model import Model
@@ -47,6 +48,9 @@ def evaluate(
         sampler: draws the fresh responses, `evaluation.n_samples` a prompt, with the same seeds for both models.
         selecting: name and reward model that built the pairs; reported beside the judge, so that over-optimisation
         shows. dpo: its numerics are those of the log-probabilities in the KL estimate.
+
+    Raises:
+        ValueError: when every held-out prompt was set aside as too long.
     """
     started = time.monotonic()
     fresh = dataclasses.replace(sampler, tile_prompts=evaluation.tile_prompts, tile_samples=evaluation.n_samples)
@@ -60,13 +64,19 @@ def evaluate(
             side: sample(held_out, model, fresh, evaluation.n_samples, run, f"sample {side}")
             for side, model in (("start", start), ("policy", policy))
         }
+        answered = len(ids) - len(pools["policy"].set_aside())
+        if answered == 0:
+            raise ValueError(
+                f"data: a held-out prompt must fit sampler.max_prompt_tokens, got {len(ids)} that are all longer than "
+                f"{sampler.max_prompt_tokens}"
+            )
         judges = {"judge": (evaluation.judge_name, evaluation.judge), "selecting": selecting}
         rewards = {
             role: {side: score(pool, judge, run, f"score {side} {label}").matrix() for side, pool in pools.items()}
             for role, (label, judge) in judges.items()
         }
         metrics = {
-            "n_prompts": len(ids),
+            "n_prompts": answered,
             "n_samples": evaluation.n_samples,
             "judges": [
                 {"name": judges[role][0], "role": role, **_compare(matrices, evaluation.resamples, fresh.seed)}
@@ -86,7 +96,8 @@ def _compare(rewards: Mapping[str, np.ndarray], resamples: int, seed: int) -> di
     start, policy = rewards["start"].astype(np.float64), rewards["policy"].astype(np.float64)
     difference = bootstrap_mean(_row_means(policy - start), resamples, seed)
     wins = bootstrap_mean(_row_means(preferences(policy, start)), resamples, seed)
-    spread = float(np.nanmean(np.nanstd(start, axis=1, ddof=1))) if start.shape[1] > 1 else float("nan")
+    sds = moments(start).sd
+    spread = float(sds[np.isfinite(sds)].mean()) if np.isfinite(sds).any() else float("nan")
     return {
         "start_mean": float(np.nanmean(start)),
         "policy_mean": float(np.nanmean(policy)),
