@@ -111,6 +111,7 @@ def of_policy(policy: Policy) -> dict[str, Any]:
         "key": policy.key,
         "folder": f"policies/{policy.key}",
         "history": f"policies/{policy.key}/history.jsonl",
+        **policy.counts,
         "steps": len(losses),
         "loss_first": losses[0],
         "loss_last": losses[-1],

@@ -117,6 +117,30 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
+def load_causal(model: Model, dtype: str) -> Any:
+    """The causal model on its device (the GPU where there is one), ready to be asked.
+
+    Raises:
+        ValueError: when the weights are not those of a whole causal model (a classifier, say).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model.path,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        use_safetensors=True,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+    )
+    network, report = loaded
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"]))
+        raise ValueError(f"model.path must hold a whole causal language model, {model.path} lacks {missing}")
+    return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
 def conversation(model: Model, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """The messages as plain dicts, after the model's system prompt where it has one and they do not."""
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]

@@ -12,6 +12,7 @@ from sweetspot.model import (
     TemplateError,
     check_probe,
     compare_probes,
+    load_causal,
     load_tokenizer,
     prompt_ids,
 )
@@ -96,3 +97,9 @@ def test_a_model_that_cannot_be_read_is_named(tiny_model: Model) -> None:
     ) as refused:
         load_tokenizer(replace(tiny_model, path="no/such"))
     assert "\n" not in str(refused.value)
+
+
+def test_a_classifier_is_no_causal_model(tiny_model: Model, tiny_reward: Path) -> None:
+    assert load_causal(tiny_model, "float32").dtype.is_floating_point
+    with pytest.raises(ValueError, match=r"must hold a whole causal language model, .* lacks lm_head\.weight"):
+        load_causal(tiny_model.at(tiny_reward), "float32")

@@ -121,6 +121,7 @@ def _round(store: Path, turn: int, reach: int, n_prompts: int, n: int) -> dict[s
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in history))
     found["policy"] = {"key": f"o{turn}", "folder": f"policies/o{turn}", "history": f"policies/o{turn}/history.jsonl"}
+    found["policy"] |= {"pairs": 47, "too_long": 1, "held_out": 0}
     found["policy"] |= {"loss_first": 0.6931, "loss_last": 0.3312, "steps": 110}
     return found
 
@@ -401,6 +402,7 @@ def test_the_summary_fits_80_columns_and_says_what_was_found(run_of: RunOf) -> N
         "4 (same response 3, no margin 1)",
         "ignored 7 copies of earlier responses",
         "chosen +1.77, rejected −1.74",  # noqa: RUF001
+        "47, without 1 too long",
         "0.693 → 0.331 in 110 steps",
         "embedded_gold +0.220 (95%: +0.110 to +0.330), +0.27 sd",
         "wins 58% (95%: 54% to 62%)",

@@ -97,6 +97,7 @@ def test_a_run_goes_from_prompts_to_scores(finished: tuple[Path, dict[str, Any]]
     assert found["samples"]["n_prompts"] == 12
     assert found["pairs"]["kept"] + sum(found["pairs"]["dropped"].values()) == 12
     assert found["pairs"]["chosen_z"] > 0 > found["pairs"]["rejected_z"]
+    assert (found["policy"]["pairs"], found["policy"]["too_long"]) == (found["pairs"]["kept"], 0)
     assert found["policy"]["loss_first"] == pytest.approx(0.6931, abs=0.01)  # ln 2: the policy starts as its reference
     assert {judge["role"] for judge in manifest["evaluations"][0]["judges"]} == {"judge", "selecting"}
     assert manifest["evaluations"][0]["n_prompts"] == 4
@@ -183,6 +184,22 @@ def test_a_larger_n_makes_only_the_new_tiles_and_a_smaller_n_selects_from_the_fi
     for row in pairs.to_pylist():
         assert row["chosen_reward"] == max(rewards[row["prompt_id"]].values())
         assert row["rejected_reward"] == min(rewards[row["prompt_id"]].values())
+
+
+def test_held_out_prompts_that_are_too_long_are_left_out_and_without_any_other_there_is_no_result(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], prompts_file: Path, tmp_path: Path
+) -> None:
+    long, short = json.dumps({"prompt": "Why is it so? " * 20}) + "\n", (prompts_file / "held_out.jsonl").read_text()
+    (tmp_path / "some.jsonl").write_text(long + short)
+    (tmp_path / "none.jsonl").write_text(long)
+    overrides = [*tiny_overrides, "sampler.max_prompt_tokens=60"]
+    some = finish([*overrides, f"data.held_out_path={tmp_path}/some.jsonl"], finished[0], tmp_path / "some")
+    assert some["evaluation"]["n_prompts"] == 4
+    stopped = start([*overrides, f"data.held_out_path={tmp_path}/none.jsonl"], finished[0], tmp_path / "none")
+    output, _ = stopped.communicate(timeout=300)
+    assert stopped.returncode == 1
+    assert "data: a held-out prompt must fit sampler.max_prompt_tokens, got 1 that are all longer than 60" in output
+    assert "Warning" not in output
 
 
 def test_a_second_round_samples_from_the_trained_policy(

@@ -10,14 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import AutoModelForCausalLM
 
 from sweetspot.component import build
 from sweetspot.dpo import DPO
 from sweetspot.launch import Emit
 from sweetspot.logprob.forward import Forward, choose, response_logprobs
 from sweetspot.logprob.layout import Group
-from sweetspot.model import Model, Probe, check_probe, compare_probes, load_tokenizer, prompt_ids
+from sweetspot.model import Model, Probe, check_probe, compare_probes, load_causal, load_tokenizer, prompt_ids
 from sweetspot.schema import LOGPROBS
 from sweetspot.store import write_tile
 
@@ -73,15 +72,8 @@ def examine(model: Model, tokenizer: Any, sampled: dict[str, Any] | None, stage:
 
 
 def load_network(model: Model, dpo: DPO) -> Any:
-    """The causal model with weights in `dpo.dtype`, on the GPU where there is one, without dropout."""
-    network: Any = AutoModelForCausalLM.from_pretrained(
-        model.path,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-        use_safetensors=True,
-        dtype=getattr(torch, dpo.dtype),
-    )
-    return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    """The causal model with weights in `dpo.dtype`, without dropout."""
+    return load_causal(model, dpo.dtype)
 
 
 def write_part(

@@ -112,7 +112,10 @@ def _pairs(found: Facts, _: Facts) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _policy(found: Facts, manifest: Facts) -> tuple[str, list[tuple[str, str]]]:
+    reasons = {"too long": found["too_long"], "held out": found["held_out"]}
+    left_out = ", ".join(f"{count(many)} {why}" for why, many in reasons.items() if many)
     return "training", [
+        ("pairs", count(found["pairs"]) + (f", without {left_out}" if left_out else "")),
         ("loss", f"{number(found['loss_first'])} → {number(found['loss_last'])} in {count(found['steps'])} steps"),
         ("policy", f"{manifest['store']}/{found['folder']}"),
     ]

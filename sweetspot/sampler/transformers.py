@@ -3,23 +3,15 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from sweetspot.model import Model
+from sweetspot.model import Model, load_causal
 from sweetspot.sampler import Engine, Response, TransformersSampler
 
 
 def load(sampler: TransformersSampler, model: Model, ends: list[int], pad: int) -> Engine:
     """The engine with the model in memory."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network: Any = AutoModelForCausalLM.from_pretrained(
-        model.path,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-        use_safetensors=True,
-        dtype=getattr(torch, sampler.dtype),
-    )
-    network = network.to(device).eval()
+    network = load_causal(model, sampler.dtype)
 
     def sample(prompts: list[list[int]], seeds: list[int], n: int) -> list[list[Response]]:
         rows = [(ids, seed + index) for ids, seed in zip(prompts, seeds, strict=True) for index in range(n)]

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from sweetspot.component import key, to_config
+from sweetspot.distribution import moments
 from sweetspot.dpo import DPO
 from sweetspot.eval import HeldOut, distinct, preferences
 from sweetspot.model import Model
@@ -23,6 +24,9 @@ from sweetspot.store import read_tile, write_tile
 def held_out(name: str, evaluation: HeldOut, subject: Subject, run: Run) -> Evaluation:
     """The comparison of policy and start on the held-out prompts, `evaluation.n_samples` fresh responses a prompt with
     the same seeds for both; the selecting reward model is reported beside the judge, so that over-optimisation shows.
+
+    Raises:
+        ValueError: when every held-out prompt was set aside as too long.
     """
     policy, start, prompts, selecting = subject.policy, subject.start, subject.held_out, subject.selecting
     started = time.monotonic()
@@ -38,6 +42,12 @@ def held_out(name: str, evaluation: HeldOut, subject: Subject, run: Run) -> Eval
             side: sample(prompts, model, fresh, evaluation.n_samples, run, f"sample {side}")
             for side, model in (("start", start), ("policy", policy))
         }
+        answered = len(ids) - len(pools["policy"].set_aside())
+        if answered == 0:
+            raise ValueError(
+                f"data: a held-out prompt must fit sampler.max_prompt_tokens, got {len(ids)} that are all longer than "
+                f"{fresh.max_prompt_tokens}"
+            )
         judges = {"judge": (evaluation.judge_name, evaluation.judge)} | ({"selecting": selecting} if selecting else {})
         rewards = {
             role: {side: score(pool, judge, run, f"score {side} {label}").matrix() for side, pool in pools.items()}
@@ -45,7 +55,7 @@ def held_out(name: str, evaluation: HeldOut, subject: Subject, run: Run) -> Eval
         }
         metrics = {
             "judge_key": key(evaluation.judge),
-            "n_prompts": len(ids),
+            "n_prompts": answered,
             "n_samples": evaluation.n_samples,
             "judges": [
                 {"name": judges[role][0], "role": role, **_compare(matrices, evaluation.resamples, fresh.seed)}
@@ -65,7 +75,8 @@ def _compare(rewards: Mapping[str, np.ndarray], resamples: int, seed: int) -> di
     start, policy = rewards["start"].astype(np.float64), rewards["policy"].astype(np.float64)
     difference = bootstrap_mean(_row_means(policy - start), resamples, seed)
     wins = bootstrap_mean(_row_means(preferences(policy, start)), resamples, seed)
-    spread = float(np.nanmean(np.nanstd(start, axis=1, ddof=1))) if start.shape[1] > 1 else float("nan")
+    sds = moments(start).sd
+    spread = float(sds[np.isfinite(sds)].mean()) if np.isfinite(sds).any() else float("nan")
     return {
         "start_mean": float(np.nanmean(start)),
         "policy_mean": float(np.nanmean(policy)),

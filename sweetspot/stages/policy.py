@@ -27,6 +27,7 @@ class Policy:
     folder: Path
     model: Model
     history: list[dict[str, Any]]  # one row a step
+    counts: dict[str, int]  # of pairs: trained on, dropped as too long, held out
 
 
 def log_probabilities(
@@ -126,15 +127,14 @@ def train(
             run.work("train", "sweetspot.trainer", job, dpo.environment())
     run.did("train", "policies", int(made), int(not made), started)
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return Policy(name, folder, start.at(folder, f"{start.name}-dpo"), history)
+    counts = json.loads((folder / "pairs.json").read_text())
+    return Policy(name, folder, start.at(folder, f"{start.name}-dpo"), history, counts)
 
 
 def _training_rows(pairs: Pairs, wanted: set[tuple[str, int]], logprobs: Mapping[tuple[str, int], float]) -> pa.Table:
     """The pairs with their sampled token ids and reference log-probabilities, ready for the training worker."""
     ids = rows_at(pairs.samples, wanted, ["token_ids"])
-    nan = float(
-        "nan"
-    )  # a pair that does not fit has no reference: the trainer drops and counts it; nor has a free loss
+    nan = float("nan")  # of a loss without reference, or of a pair that does not fit: the trainer drops and counts it
 
     def pick(row: Mapping[str, Any], side: str) -> tuple[str, int]:
         return row["prompt_id"], row[f"{side}_index"]

@@ -6,6 +6,7 @@ goes on from the last that counts, in the same order and so to the same policy. 
 Hugging Face folder.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sweetspot.logprob import examine, load_network
 from sweetspot.logprob.forward import choose
 from sweetspot.model import FINGERPRINT, Model, load_tokenizer, record_digest
 from sweetspot.trainer.checkpoints import CHECKPOINTS, last_whole, step_of
-from sweetspot.trainer.history import HISTORY, History, model_card
+from sweetspot.trainer.history import COUNTS, HISTORY, History, model_card
 from sweetspot.trainer.pair_trainer import PairTrainer, without_dropout
 from sweetspot.trainer.pairs import split, training_pairs
 
@@ -53,7 +54,8 @@ def _train(job: dict[str, Any], output: Path, emit: Emit) -> None:
     rows, held_out_rows = split(pq.read_table(job["pairs"]).to_pylist(), dpo)
     pairs, dropped = training_pairs(rows, model, tokenizer, dpo)
     held_out = training_pairs(held_out_rows, model, tokenizer, dpo)[0] if held_out_rows else []
-    emit({"metrics": {"pairs": len(pairs), **dropped, "held_out": len(held_out)}})
+    counts = {"pairs": len(pairs), **dropped, "held_out": len(held_out)}
+    emit({"metrics": counts})
     network = load_network(model, dpo)
     without_dropout(network)
     forward = choose(network, dpo, [pair.group() for pair in pairs], emit)
@@ -63,5 +65,6 @@ def _train(job: dict[str, Any], output: Path, emit: Emit) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     network.save_pretrained(output)
     tokenizer.save_pretrained(output)
+    (output / COUNTS).write_text(json.dumps(counts) + "\n")
     (output / "README.md").write_text(model_card(job["card"], dpo, len(pairs), dropped, history.rows()))
     record_digest(output)

@@ -9,6 +9,7 @@ from sweetspot.component import identity
 from sweetspot.dpo import DPO
 
 HISTORY = "history.jsonl"
+COUNTS = "pairs.json"  # how many pairs were trained on, and how many were left out
 
 
 class History:
