@@ -194,7 +194,7 @@ def test_held_out_prompts_that_are_too_long_are_left_out_and_without_any_other_t
     (tmp_path / "none.jsonl").write_text(long)
     overrides = [*tiny_overrides, "sampler.max_prompt_tokens=60"]
     some = finish([*overrides, f"data.held_out_path={tmp_path}/some.jsonl"], finished[0], tmp_path / "some")
-    assert some["evaluation"]["n_prompts"] == 4
+    assert some["evaluations"][0]["n_prompts"] == 4
     stopped = start([*overrides, f"data.held_out_path={tmp_path}/none.jsonl"], finished[0], tmp_path / "none")
     output, _ = stopped.communicate(timeout=300)
     assert stopped.returncode == 1

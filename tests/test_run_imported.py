@@ -59,7 +59,7 @@ def test_a_run_on_an_imported_pool_samples_for_evaluation_alone(
     assert found["pairs"]["margin"] == 5.0
     rows = read_tile(store / found["pairs"]["path"], PAIRS)[0].to_pylist()
     assert {(row["chosen"].split()[-1], row["rejected"].split()[-1]) for row in rows} == {("a", "f")}
-    assert [judge["role"] for judge in manifest["evaluation"]["judges"]] == ["judge"]
+    assert [judge["role"] for judge in manifest["evaluations"][0]["judges"]] == ["judge"]
     assert (tmp_path / "run" / "report.html").exists()
     again = finish([*overrides, "reward_model=imported"], store, tmp_path / "again")
     assert again["made"] == 0
@@ -78,7 +78,7 @@ def test_an_imported_pool_is_scored_anew_by_any_reward_model(
     assert first["rounds"][0]["pairs"]["kept"] + sum(first["rounds"][0]["pairs"]["dropped"].values()) == 3
     whole = finish([*overrides, *reward, "until=select"], pool[0], tmp_path / "whole")
     made = {stage["name"]: stage["made"] for stage in whole["stages"]}
-    assert made == {"imported": 0, "score": 0, "select": 1}  # tiles were scored whole
+    assert made == {"imported": 0, "score": 1, "select": 1}  # the prompts that the first run left out
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,13 @@ def test_a_worker_process_scores_tiles_through_vllm(tiny_reward: Path, tiny_mode
     prompts, tiles = pool(tiny_model, tmp_path)
     reward_model = in_vllm(tiny_reward)
     job = {"reward_model": to_config(reward_model), "model": to_config(tiny_model), "probe": None}
-    environment = {**launch.Launch(threads=1).environment(), **reward_model.environment()}
+    environment = {
+        **launch.Launch(threads=1, devices=None, lease_seconds=60).environment(),
+        **reward_model.environment(),
+    }
     launch.run(
         "sweetspot.reward_model.worker",
-        {**job, "prompts": str(prompts), "tiles": tiles},
+        {**job, "prompts": str(prompts), "tiles": tiles, "lease_seconds": 60},
         tmp_path / "job",
         environment,
         lambda _: None,

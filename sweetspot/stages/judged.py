@@ -159,9 +159,10 @@ def score_texts(title: str, rows: list[tuple[list[dict[str, str]], str]], reward
             "model": None,
             "probe": None,
             "prompts": str(folder / "prompts.parquet"),
-            "tiles": [{"samples": str(folder / "texts.parquet"), "rewards": str(path)}],
+            "tiles": [{"samples": str(folder / "texts.parquet"), "rewards": str(path), "prompt_ids": None}],
         }
-        run.work(title, "sweetspot.reward_model.worker", job)
+        group: int = getattr(reward_model, "tensor_parallel", 1)
+        run.fill(title, "sweetspot.reward_model.worker", job, 1, group, reward_model.environment())
     run.did(title, "tiles", int(made), int(not made), started)
     table = read_tile(path, REWARDS)[0]
     rewards = np.full(len(rows), np.nan)
