@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-DATA = Path(os.environ.get("SWEETSPOT_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("SWEETSPOT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 ALPACA = DATA / "alpaca_eval"
 GAMED = ALPACA / "reconstructed" / "df_gamed.csv.gz"  # made again from published weights; not the hub's file
 needs_alpaca = pytest.mark.skipif(not ALPACA.is_dir(), reason="AlpacaEval 2's public data are not here")

@@ -1,4 +1,4 @@
-"""Academic benchmarks through lm-eval (pip install 'sweetspot[lm_eval]'): what preference training cost elsewhere.
+"""Academic benchmarks through lm-eval (pip install 'sweetspot[academic]'): what preference training cost elsewhere.
 
 lm-eval runs the policy itself, in transformers; its tasks come with it and their data from the hub or its cache, or
 from `include_path`.
