@@ -1,4 +1,5 @@
 """python experiments/benchmarks/sampling.py [--prompts 64] [--n 32] [--tokens 64] [--repeats 5] [--model FOLDER]
+       [--transformers-prompts 8] [--without-tile-seeding]
 
 What our sampling worker costs beside a bare vLLM script that makes the same requests of an engine with the same
 settings, what a random stream per request costs beside one per tile, and how transformers compares. All alternate in
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--transformers-prompts", type=int, default=8, help="prompts that transformers samples; 0 = none"
     )
+    parser.add_argument("--without-tile-seeding", action="store_true", help="leave out seeding=tile")
     parser.add_argument("--dtype", default="float32", help="of the weights")
     parser.add_argument("--model", type=Path, help="folder of the model (default: the embedded one, converted first)")
     arguments = parser.parse_args()
@@ -115,8 +117,9 @@ def ways(arguments: Any, model: Model, scratch: Path) -> dict[str, Callable[[int
     found: dict[str, Callable[[int], Timed]] = {
         "bare vLLM": lambda _: bare(engine, rendered, arguments.n, sampler, ends),
         "sweetspot": lambda number: ours(sampler, number),
-        "sweetspot, seeding=tile": lambda number: ours(replace(sampler, seeding="tile"), number),
     }
+    if not arguments.without_tile_seeding:
+        found["sweetspot, seeding=tile"] = lambda number: ours(replace(sampler, seeding="tile"), number)
     if arguments.transformers_prompts:
         slow = TransformersSampler(**common, batch_size=64).load(model, ends, int(tokenizer.pad_token_id or 0))
         few = dict(list(rendered.items())[: arguments.transformers_prompts])
