@@ -35,6 +35,7 @@ from sweetspot.logger import Logger
 from sweetspot.model import Model
 from sweetspot.reward_model import ImportedReward, RewardModel
 from sweetspot.sampler import Sampler
+from sweetspot.sft import SftModel
 from sweetspot.stages import Run, Samples, Subject
 from sweetspot.store import Store, StoreError
 from sweetspot.strategy import PositionPair
@@ -157,6 +158,8 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     """
     console, started = Console(), datetime.now(UTC)
     settings.launch.workers(settings.sampler.group)  # devices that are not there are told before anything is made
+    if settings.reaches("train"):
+        settings.dpo.check_libraries()
     prompts = settings.data.load()
     evaluations = settings.evaluations(_choices().get("eval", "evaluation"))
     if prompts.held_out.num_rows == 0 and any(isinstance(one, HeldOut) for one in evaluations.values()):
@@ -192,12 +195,15 @@ def _stages(
     settings: Settings, evaluations: Mapping[str, Any], prompts: Prompts, run: Run, facts: dict[str, Any]
 ) -> None:
     """The paper's figure 1, once a round; what each stage found goes into the facts as soon as it is known."""
-    start: Model = stages.prepare(settings.model, run)
-    reward_model: RewardModel = stages.prepare(settings.reward_model, run)
+    start: Model = stages.prepare(settings.model, settings.deepspeed, run)
+    reward_model: RewardModel = stages.prepare(settings.reward_model, settings.deepspeed, run)
+    if isinstance(settings.model, SftModel):
+        facts["sft"] = manifests.of_sft(start)
     model = start
     benches = {name: one for name, one in evaluations.items() if isinstance(one, RewardBench)}
     for name, one in benches.items():
-        facts["evaluations"].append(manifests.of_evaluation(stages.bench(name, stages.prepare(one, run), run)))
+        ready = stages.prepare(one, settings.deepspeed, run)
+        facts["evaluations"].append(manifests.of_evaluation(stages.bench(name, ready, run)))
     for turn in range(settings.rounds):
         found: dict[str, Any] = {}
         facts["rounds"].append(found)
@@ -234,7 +240,7 @@ def _stages(
     for name, evaluation in evaluations.items():
         if name in benches:
             continue
-        result = stages.evaluate(name, stages.prepare(evaluation, run), subject, run)
+        result = stages.evaluate(name, stages.prepare(evaluation, settings.deepspeed, run), subject, run)
         facts["evaluations"].append(manifests.of_evaluation(result))
         facts["warnings"] += [line for line in [result.metrics.get("order_warning")] if line]
 

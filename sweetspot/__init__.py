@@ -14,7 +14,7 @@ The floors; an import only points down:
 
     run.py, report, manifest, exchange (python -m sweetspot.store)
     stages
-    sampler, reward_model, trainer, logprob, embedded, dpo, eval, data
+    sampler, reward_model, trainer, logprob, embedded, dpo, sft, eval, data
     tile, fill: what lies in which file, and making what is missing together with others
     component, schema, store, lease, launch, progress, logger, model
     strategy, statistics, distribution, budget, duplicates, losses

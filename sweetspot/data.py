@@ -183,19 +183,24 @@ def _table(rows: Iterable[Row], seen: set[str]) -> pa.Table:
 
 
 def _read(path: str, at: str) -> Iterator[Row]:
-    """The rows of a JSONL or Parquet file with their messages checked; line numbers start at 1."""
+    """The prompts of a JSONL or Parquet file with their messages checked."""
+    for number, row in read_rows(path, at):
+        where = f"{at}: {path} line {number}"
+        if not isinstance(row, dict) or not ({"messages", "prompt"} & row.keys()):
+            raise ValueError(f"{where} must be an object with `messages` or `prompt`, got {str(row)[:80]}")
+        given = row.get("prompt") if row.get("messages") is None else row["messages"]
+        yield f"{Path(path).name}:{number}", messages_of(given, where)
+
+
+def read_rows(path: str, at: str) -> Iterator[tuple[int, Any]]:
+    """The rows of a JSONL or Parquet file with their line numbers, which start at 1; `at` names the config key."""
     readers: dict[str, Callable[[Path, str], Iterator[tuple[int, Any]]]] = {".jsonl": _jsonl, ".parquet": _parquet}
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"{at} must be an existing file, got {path}")
     if file.suffix not in readers:
         raise ValueError(f"{at} must end in {' or '.join(readers)}, got {path}")
-    for number, row in readers[file.suffix](file, at):
-        where = f"{at}: {path} line {number}"
-        if not isinstance(row, dict) or not ({"messages", "prompt"} & row.keys()):
-            raise ValueError(f"{where} must be an object with `messages` or `prompt`, got {str(row)[:80]}")
-        given = row.get("prompt") if row.get("messages") is None else row["messages"]
-        yield f"{file.name}:{number}", messages_of(given, where)
+    yield from readers[file.suffix](file, at)
 
 
 def _jsonl(file: Path, at: str) -> Iterator[tuple[int, Any]]:
@@ -219,10 +224,17 @@ def _parquet(file: Path, at: str) -> Iterator[tuple[int, Any]]:
 
 
 def messages_of(value: Any, where: str) -> list[dict[str, str]]:
-    """The messages of a row; plain text is one turn of the user."""
-    turns: Any = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    """The messages of a row's prompt; plain text is one turn of the user."""
+    turns = turns_of([{"role": "user", "content": value}] if isinstance(value, str) else value, where)
+    if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
+        raise ValueError(f"{where}: the last message must be the user's and not empty, got {str(turns[-1])[:80]}")
+    return turns
+
+
+def turns_of(turns: Any, where: str) -> list[dict[str, str]]:
+    """The turns of a conversation as plain messages, checked one by one."""
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"{where}: the prompt must be text or a list of messages, got {str(value)[:80]}")
+        raise ValueError(f"{where}: the prompt must be text or a list of messages, got {str(turns)[:80]}")
     for turn in turns:
         if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
             raise ValueError(
@@ -230,6 +242,4 @@ def messages_of(value: Any, where: str) -> list[dict[str, str]]:
             )
         if re.search("[\ud800-\udfff]", turn["content"]):
             raise ValueError(f"{where}: a message must be text in Unicode, got half of a surrogate pair")
-    if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
-        raise ValueError(f"{where}: the last message must be the user's and not empty, got {str(turns[-1])[:80]}")
     return [{"role": turn["role"], "content": turn["content"]} for turn in turns]

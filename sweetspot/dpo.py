@@ -1,6 +1,7 @@
 """The settings of training, and how it is spread over devices. `sweetspot.trainer` runs them."""
 
 import hashlib
+import importlib.util
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar, Literal
@@ -25,6 +26,7 @@ READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 REFERENCE_FREE = frozenset({"simpo", "orpo"})
 OPTIONS = ("label_smoothing", "gamma", "length_alpha")  # read by some losses; 0 says nothing
+LORA = ("lora_rank", "lora_alpha", "lora_targets")  # read by adapter=lora; null says nothing
 
 
 @component
@@ -33,9 +35,12 @@ class DPO:
 
     A prompt longer than `max_prompt_tokens` loses its beginning, as in the paper. A response is never cut: a pair with
     a response that does not fit into `max_tokens` behind its prompt is dropped and counted as `too_long`.
+
+    With `adapter` "lora" (Hu et al. 2021) the weights W of the targets stay as they are and W + (alpha / rank) B A is
+    trained, with A [rank, in] and B [out, rank]. There is no dropout in it, as there is none elsewhere in training.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     loss: Literal["dpo", "robust", "ipo", "hinge", "rdpo", "apo_zero", "sppo_hard", "simpo", "orpo"]
     beta: float = Field(gt=0)
     label_smoothing: float = Field(ge=0, lt=0.5)
@@ -55,6 +60,10 @@ class DPO:
     dtype: Literal["float64", "float32", "bfloat16"]
     autocast: Literal["bfloat16"] | None
     seed: int = Field(ge=0)
+    adapter: Literal["lora"] | None
+    lora_rank: int | None = Field(ge=1)
+    lora_alpha: float | None = Field(gt=0)
+    lora_targets: list[str] | Literal["all-linear"] | None
     reference: Literal["previous", "first"] = runtime()  # the reference model itself is part of a policy's key
     batching: Literal["auto", "padded", "packed", "shared_prefix"] = runtime()
     matmul: Literal["auto", "onednn", "torch"] = runtime()
@@ -78,6 +87,28 @@ class DPO:
         if self.autocast is not None and self.dtype != "float32":
             raise ValueError(f"autocast must be null unless dtype is float32, got {self.autocast} with {self.dtype}")
         self._check_loss()
+        self._check_adapter()
+
+    def _check_adapter(self) -> None:
+        for name in LORA:
+            value = getattr(self, name)
+            if self.adapter is None and value is not None:
+                raise ValueError(f"{name} must be null without adapter=lora, which alone reads it, got {value}")
+            if self.adapter is not None and value is None:
+                raise ValueError(f"{name} must be given with adapter={self.adapter} (dpo=lora has values), got null")
+        if self.lora_targets == []:
+            raise ValueError("lora_targets must name a layer at least, or be all-linear, got []")
+
+    def check_libraries(self) -> None:
+        """Refuse an adapter where the library that trains it is not installed.
+
+        Raises:
+            ValueError: naming the package and how to install it.
+        """
+        if self.adapter is not None and importlib.util.find_spec("peft") is None:
+            raise ValueError(
+                f"dpo.adapter={self.adapter} needs the package peft, which is not installed: pip install '.[lora]'"
+            )
 
     def _check_loss(self) -> None:
         for name in OPTIONS:
@@ -117,12 +148,17 @@ class DPO:
         return len(prompt) + len(response) <= self.max_tokens
 
     def environment(self) -> dict[str, str]:
-        """What a training worker needs in its environment: a C library that keeps freed memory for the next step.
+        """What a training worker needs in its environment."""
+        return keeping_memory()
 
-        Asking the system for it again cost 12 to 20% of a step on a processor.
-        """
-        keep = {"MMAP_THRESHOLD": 1 << 32, "TRIM_THRESHOLD": 1 << 33, "TOP_PAD": 1 << 28}
-        return {f"MALLOC_{name}_": str(size) for name, size in keep.items()}
+
+def keeping_memory() -> dict[str, str]:
+    """The environment of a C library that keeps freed memory for the next step.
+
+    Asking the system for it again cost 12 to 20% of a step on a processor.
+    """
+    keep = {"MMAP_THRESHOLD": 1 << 32, "TRIM_THRESHOLD": 1 << 33, "TOP_PAD": 1 << 28}
+    return {f"MALLOC_{name}_": str(size) for name, size in keep.items()}
 
 
 @component

@@ -4,7 +4,7 @@ only."""
 import json
 import math
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from sweetspot.component import json_values, key
 from sweetspot.distribution import moments, normality
 from sweetspot.duplicates import duplicates
+from sweetspot.model import Model
 from sweetspot.stages import Evaluation, Pairs, Policy, Rewards, Run, Samples, text_codes, token_counts
 from sweetspot.store import library_versions
 
@@ -106,16 +107,21 @@ def of_pairs(pairs: Pairs, strategy: str) -> dict[str, Any]:
 
 def of_policy(policy: Policy) -> dict[str, Any]:
     """Where the policy lies and how its training loss went."""
-    losses = [row["loss"] for row in policy.history if "loss" in row]
-    return {
-        "key": policy.key,
-        "folder": f"policies/{policy.key}",
-        "history": f"policies/{policy.key}/history.jsonl",
-        **policy.counts,
-        "steps": len(losses),
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
-    }
+    return {"key": policy.key, **_training(policy.folder, policy.history, policy.counts)}
+
+
+def of_sft(start: Model) -> dict[str, Any]:
+    """Where the start model that SFT made lies and how its training loss went, nats per token."""
+    folder = Path(start.path)
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return {"key": folder.name, **_training(folder, history, json.loads((folder / "conversations.json").read_text()))}
+
+
+def _training(folder: Path, history: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> dict[str, Any]:
+    losses = [row["loss"] for row in history if "loss" in row]
+    place = f"{folder.parent.name}/{folder.name}"
+    ends = {"steps": len(losses), "loss_first": losses[0], "loss_last": losses[-1]}
+    return {"folder": place, "history": f"{place}/history.jsonl", **counts, **ends}
 
 
 def of_evaluation(found: Evaluation) -> dict[str, Any]:

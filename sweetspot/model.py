@@ -103,18 +103,27 @@ def load_tokenizer(model: Model) -> Any:
     Raises:
         ValueError: when it cannot be read, or has no chat template.
     """
+    tokenizer = read_tokenizer(model)
+    if not tokenizer.chat_template:
+        raise ValueError(f"model.path must have a tokenizer with a chat template, {model.path} has none")
+    return tokenizer
+
+
+def read_tokenizer(model: Model) -> Any:
+    """The model's tokenizer, with a chat template or, as a base model's, without.
+
+    Raises:
+        ValueError: when it cannot be read.
+    """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        return AutoTokenizer.from_pretrained(
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except OSError as error:  # no such hub id, no access to it, or no connection
         rule = "model.path must be a folder or hub id that can be read"
         raise ValueError(f"{rule}, got {model.path} ({' '.join(str(error).split())})") from None
-    if not tokenizer.chat_template:
-        raise ValueError(f"model.path must have a tokenizer with a chat template, {model.path} has none")
-    return tokenizer
 
 
 def load_causal(model: Model, dtype: str) -> Any:
@@ -155,10 +164,11 @@ def prompt_ids(model: Model, tokenizer: Any, messages: Sequence[Mapping[str, Any
     Every stage takes its prompt ids from here. Text is never rendered first and tokenised later, which would put a
     second BOS before a template that brings its own.
     """
-    return _render(tokenizer, conversation(model, messages), add_generation_prompt=True)
+    return render(tokenizer, conversation(model, messages), add_generation_prompt=True)
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
+def render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
+    """The token ids of plain messages by the chat template, with the assistant's opening where asked."""
     ids = tokenizer.apply_chat_template(
         messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
     )
@@ -204,7 +214,7 @@ class Probe:
         messages = conversation(model, CONVERSATION)
         return cls(
             prompt=prompt_ids(model, tokenizer, CONVERSATION[:1]),
-            whole=_render(tokenizer, messages, add_generation_prompt=False),
+            whole=render(tokenizer, messages, add_generation_prompt=False),
             ends=end_ids(model, tokenizer),
             bos=tokenizer.bos_token_id,
         )

@@ -31,6 +31,14 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A tiny base model, without a chat template, as a component."""
+    pytest.importorskip("transformers")
+    folder = tiny.save_base(tmp_path_factory.mktemp("tiny_base"))
+    return Model(name="base", path=str(folder), revision=None, system_prompt=None, trust_remote_code=False)
+
+
+@pytest.fixture(scope="session")
 def tiny_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny one-logit classifier with the same tokenizer."""
     pytest.importorskip("transformers")

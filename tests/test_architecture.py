@@ -13,7 +13,7 @@ FLOORS = [
     ["schema", "store", "launch", "logger", "model", "distribution", "budget"],
     ["lease"],
     ["tile", "fill"],
-    ["data", "dpo", "sampler", "reward_model", "embedded"],
+    ["data", "dpo", "sft", "sampler", "reward_model", "embedded"],
     ["eval", "logprob", "trainer"],
     ["stages"],
     ["manifest", "report", "exchange"],
@@ -63,6 +63,8 @@ SIDEWAYS = {
     ("distribution", "strategy"),
     ("budget", "distribution"),
     ("report", "manifest"),
+    ("sft", "data"),
+    ("sft", "dpo"),
     ("trainer", "logprob"),
     ("reward_model", "sampler"),  # what every vLLM engine needs
 }

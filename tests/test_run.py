@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from sweetspot.model import Model
 from sweetspot.schema import PAIRS, REWARDS
 from sweetspot.store import read_tile
+from tests import tiny
 from tests.judge_server import JudgeServer
 
 ROOT = Path(__file__).parent.parent
@@ -321,6 +323,57 @@ def test_a_run_is_judged_by_several_evaluations_and_compared_with_another(
     assert "alpaca_eval_2 against base by loopback, partial" in shown
     assert "alpaca_eval_2 against base by tiny, partial" in shown
     assert two["evaluations"][0]["key"] != judged["key"]
+
+
+def test_a_base_model_is_fine_tuned_before_it_is_sampled_and_only_once(
+    tiny_overrides: list[str], tiny_base: Model, tmp_path: Path
+) -> None:
+    """SFT on six conversations, then sampling with its template and end, then DPO with an adapter over what it made."""
+    talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It is so."}]
+    (tmp_path / "talk.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 6)
+    (tmp_path / "chatml.jinja").write_text(tiny.CHATML)
+    kept = [line for line in tiny_overrides if "eval" not in line and not line.startswith("model")]
+    sft = {
+        "data.path": tmp_path / "talk.jsonl",
+        "chat_template": tmp_path / "chatml.jinja",
+        "eos_token": "'<|im_end|>'",
+        "batch_size": 2,
+        "epochs": 2,
+        "learning_rate": 0.003,
+    }
+    base = ["model=other_sft", f"model.path={tiny_base.path}", *(f"model.sft.{name}={at}" for name, at in sft.items())]
+    overrides = [*kept, *base, "dpo=lora", "eval=none"]
+    first = finish(overrides, tmp_path / "store", tmp_path / "first")
+    assert [stage["name"] for stage in first["stages"]] == ["sft", "sample", "score", "select", "reference", "train"]
+    tuned = first["sft"]
+    assert (tuned["conversations"], tuned["steps"]) == (6, 6)
+    assert tuned["loss_last"] < tuned["loss_first"]
+    folder = tmp_path / "store" / tuned["folder"]
+    assert (tmp_path / "store" / tuned["history"]).read_text().count("\n") == 6
+    probe = json.loads((tmp_path / "store" / first["rounds"][0]["samples"]["folder"] / "probe.json").read_text())
+    assert 2 in probe["ends"]
+    assert (folder / "chat_template.jinja").read_text() == tiny.CHATML
+    policy = tmp_path / "store" / first["rounds"][0]["policy"]["folder"]
+    assert (policy / "adapter" / "adapter_model.safetensors").exists()
+    assert "fine-tuned" in (tmp_path / "first" / "report.html").read_text()
+    again = finish(overrides, tmp_path / "store", tmp_path / "again")
+    assert again["made"] == 0
+    assert again["sft"] == tuned
+    other = finish([*overrides, "until=sample", "model.sft.epochs=1"], tmp_path / "store", tmp_path / "other")
+    assert [stage["made"] for stage in other["stages"]] == [1, 6]
+
+
+def test_bad_conversations_end_a_run_in_one_line_before_anything_is_made(
+    tiny_overrides: list[str], tiny_base: Model, tmp_path: Path
+) -> None:
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Why?"}]}) + "\n")
+    base = ["model=other_sft", f"model.path={tiny_base.path}", f"model.sft.data.path={tmp_path}/talk.jsonl"]
+    kept = [line for line in tiny_overrides if not line.startswith("model")]
+    stopped = start([*kept, *base], tmp_path / "store", tmp_path / "run")
+    output, _ = stopped.communicate(timeout=300)
+    assert stopped.returncode == 1
+    assert "talk.jsonl line 1 must have an assistant's turn after another's, got turns of user" in output
+    assert "Traceback" not in output
 
 
 def test_no_evaluation_is_skipped(

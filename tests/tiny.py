@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sweetspot.dpo import DPO
+from sweetspot.sft import SFT, Conversations
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -138,6 +139,10 @@ def dpo(**changes: Any) -> DPO:
         "dtype": "float64",
         "autocast": None,
         "seed": 0,
+        "adapter": None,
+        "lora_rank": None,
+        "lora_alpha": None,
+        "lora_targets": None,
         "reference": "previous",
         "batching": "auto",
         "matmul": "auto",
@@ -148,3 +153,43 @@ def dpo(**changes: Any) -> DPO:
         "save_total_limit": 1,
     }
     return DPO(**(settings | changes))
+
+
+def save_base(folder: Path, seed: int = 4) -> Path:
+    """A base model: the tiny policy without a chat template, whose texts end in <|endoftext|>."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    save_policy(folder, seed)
+    (folder / "chat_template.jinja").unlink()
+    plain = AutoTokenizer.from_pretrained(folder)
+    plain.eos_token = plain.pad_token = "<|endoftext|>"
+    plain.save_pretrained(folder)
+    GenerationConfig(bos_token_id=1, eos_token_id=0, pad_token_id=0).save_pretrained(folder)
+    return folder
+
+
+def sft(path: Path, **changes: Any) -> SFT:
+    """Settings of SFT on a file that suit the tiny base model, in float64."""
+    settings: dict[str, Any] = {
+        "data": Conversations(path=str(path), revision=None, split="train", limit=None),
+        "chat_template": CHATML,
+        "eos_token": "<|im_end|>",
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "warmup_ratio": 0.1,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "epochs": 2,
+        "batch_size": 4,
+        "max_tokens": 128,
+        "dtype": "float64",
+        "autocast": None,
+        "seed": 0,
+        "batching": "auto",
+        "matmul": "auto",
+        "device_batch_size": 4,
+        "gradient_checkpointing": False,
+        "save_every": 2,
+        "save_total_limit": 1,
+    }
+    return SFT(**(settings | changes))

@@ -12,6 +12,7 @@ from sweetspot.launch import Emit
 from sweetspot.logprob import attention, products
 from sweetspot.logprob.head import can_tile, head_predicts, target_logprobs
 from sweetspot.logprob.layout import LAYOUTS, Group, Layout, padded
+from sweetspot.sft import SFT
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.1}  # of a token's log-probability, nats, by dtype
 PROBE_TOKENS = 16  # of each prompt and response in the check at the start
@@ -61,11 +62,12 @@ def response_logprobs(network: Any, layout: Layout, forward: Forward) -> Tensor:
     return predicted.new_zeros(len(layout.lengths)).index_add(0, layout.owner, predicted)
 
 
-def choose(network: Any, dpo: DPO, groups: Sequence[Group], emit: Emit) -> Forward:
-    """The forward pass that `dpo.batching` and `dpo.matmul` ask for, set up in the network and checked.
+def choose(network: Any, dpo: DPO | SFT, groups: Sequence[Group], emit: Emit) -> Forward:
+    """The forward pass that the settings' `batching` and `matmul` ask for, set up in the network and checked.
 
-    `auto` is shared_prefix where the model's attention is the plain causal one, as far as its config and a comparison
-    on a few tokens of two groups tell, and padded elsewhere. What was chosen, and why, is emitted.
+    `auto` is shared_prefix (for SFT, whose conversations share nothing, packed) where the model's attention is the
+    plain causal one, as far as its config and a comparison on a few tokens of two groups tell, and padded elsewhere.
+    What was chosen, and why, is emitted.
 
     Raises:
         ValueError: when the batching that is asked for by name is not exact for the model.
@@ -76,22 +78,25 @@ def choose(network: Any, dpo: DPO, groups: Sequence[Group], emit: Emit) -> Forwa
         for prompt, responses in groups[:2]
     ]
     expected = _plain(network, probe, dpo)
+    at, fastest = ("dpo", "shared_prefix") if isinstance(dpo, DPO) else ("model.sft", "packed")
     onednn = products.available(network) and dpo.autocast is None and dpo.matmul != "torch"
     if dpo.matmul == "onednn" and not onednn:
-        raise ValueError("dpo.matmul must be auto or torch but for float32 on a processor without autocast, got onednn")
+        raise ValueError(
+            f"{at}.matmul must be auto or torch but for float32 on a processor without autocast, got onednn"
+        )
     if onednn:
         products.install(network)
     tiled = can_tile(network) and _error(network, probe, Forward("padded", True, dpo.autocast), expected, dpo) is None
-    forward = Forward("shared_prefix" if dpo.batching == "auto" else dpo.batching, tiled, dpo.autocast)
+    forward = Forward(fastest if dpo.batching == "auto" else dpo.batching, tiled, dpo.autocast)
     fault = None
     if forward.batching != "padded":
         fault = _unfit(network.config, dpo) or _try(network, probe, forward, expected, dpo)
     if fault is not None and dpo.batching != "auto":
-        raise ValueError(f"dpo.batching must be padded or auto for this model, got {dpo.batching}: {fault}")
+        raise ValueError(f"{at}.batching must be padded or auto for this model, got {dpo.batching}: {fault}")
     if fault is not None:
         forward = dataclasses.replace(forward, batching="padded")
     if left := _error(network, probe, forward, expected, dpo):
-        raise RuntimeError(f"log-probabilities: {left}; dpo.matmul=torch may help")
+        raise RuntimeError(f"log-probabilities: {left}; {at}.matmul=torch may help")
     facts = {
         "batching": forward.batching + (f" ({fault})" if fault else ""),
         "head": "tiles of the vocabulary" if tiled else "whole vocabulary",
@@ -102,7 +107,7 @@ def choose(network: Any, dpo: DPO, groups: Sequence[Group], emit: Emit) -> Forwa
     return forward
 
 
-def _plain(network: Any, groups: Sequence[Group], dpo: DPO) -> Tensor:
+def _plain(network: Any, groups: Sequence[Group], dpo: DPO | SFT) -> Tensor:
     """The log-probabilities by the network as it comes: padded rows, all logits."""
     with torch.inference_mode():
         plain = Forward("padded", False, dpo.autocast)
@@ -110,7 +115,7 @@ def _plain(network: Any, groups: Sequence[Group], dpo: DPO) -> Tensor:
         return response_logprobs(network, layout, plain)
 
 
-def _unfit(config: Any, dpo: DPO) -> str | None:
+def _unfit(config: Any, dpo: DPO | SFT) -> str | None:
     """Why a model's attention is more than the causal one over all tokens, as far as its config says, or None."""
     config = config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
@@ -120,7 +125,7 @@ def _unfit(config: Any, dpo: DPO) -> str | None:
     return f"layers of {', '.join(sorted(kinds))}" if kinds else None
 
 
-def _try(network: Any, groups: Sequence[Group], forward: Forward, expected: Tensor, dpo: DPO) -> str | None:
+def _try(network: Any, groups: Sequence[Group], forward: Forward, expected: Tensor, dpo: DPO | SFT) -> str | None:
     """Set attention by groups up and compare; the network's own attention is put back when it fails."""
     before = network.config._attn_implementation
     try:
@@ -133,7 +138,7 @@ def _try(network: Any, groups: Sequence[Group], forward: Forward, expected: Tens
     return fault
 
 
-def _error(network: Any, groups: Sequence[Group], forward: Forward, expected: Tensor, dpo: DPO) -> str | None:
+def _error(network: Any, groups: Sequence[Group], forward: Forward, expected: Tensor, dpo: DPO | SFT) -> str | None:
     """How far a forward pass is off the expected log-probabilities, or None within the tolerance of its dtype."""
     with torch.inference_mode():
         layout = forward.layout(groups).to(network.device)

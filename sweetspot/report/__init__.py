@@ -100,6 +100,8 @@ def _evaluation(number: int, found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _keys(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """(what, key, place in the store) of every artefact of the run."""
+    if "sft" in manifest:
+        yield "fine-tuned start model", manifest["sft"]["key"], manifest["sft"]["folder"]
     for turn, found in enumerate(manifest["rounds"], 1):
         of_round = f"round {turn} " if len(manifest["rounds"]) > 1 else ""
         for name, part in found.items():

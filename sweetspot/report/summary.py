@@ -59,7 +59,9 @@ def verdict(manifest: Facts) -> str:
 
 
 def sections(manifest: Facts) -> Iterator[Section]:
-    """The lines of every round."""
+    """The lines of the start model's fine-tuning, where there was one, and of every round."""
+    if "sft" in manifest:
+        yield Section("Fine-tuned start model", _sft(manifest["sft"], manifest))
     for turn, found in enumerate(manifest["rounds"], 1):
         of_round = f"Round {turn}: " if len(manifest["rounds"]) > 1 else ""
         for name, lines_of in _PARTS.items():
@@ -67,6 +69,17 @@ def sections(manifest: Facts) -> Iterator[Section]:
                 title, lines = lines_of(found[name], manifest)
                 title = of_round + title
                 yield Section(title[0].upper() + title[1:], lines)
+
+
+def _sft(found: Facts, manifest: Facts) -> list[tuple[str, str]]:
+    reasons = {"too long": found["too_long"], "unclear": found["unclear"]}
+    left_out = ", ".join(f"{count(many)} {why}" for why, many in reasons.items() if many)
+    shortened = f", {count(found['shortened'])} without their last turns" if found["shortened"] else ""
+    return [
+        ("conversations", count(found["conversations"]) + shortened + (f"; left out {left_out}" if left_out else "")),
+        ("loss", f"{number(found['loss_first'])} → {number(found['loss_last'])} in {count(found['steps'])} steps"),
+        ("model", f"{manifest['store']}/{found['folder']}"),
+    ]
 
 
 def _samples(found: Facts, _: Facts) -> tuple[str, list[tuple[str, str]]]:

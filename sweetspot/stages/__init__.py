@@ -10,7 +10,8 @@ from sweetspot.stages.imported import imported
 from sweetspot.stages.pairs import Pairs, select
 from sweetspot.stages.policy import Policy, log_probabilities, train
 from sweetspot.stages.pool import Rewards, Samples, sample, score, text_codes, token_counts
-from sweetspot.stages.run import Run, Stage, prepare
+from sweetspot.stages.prepare import prepare
+from sweetspot.stages.run import Run, Stage
 from sweetspot.stages.subject import Evaluation, Subject
 
 __all__ = [

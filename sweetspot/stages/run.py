@@ -9,10 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from sweetspot import launch
-from sweetspot.component import key, within
 from sweetspot.launch import Launch
 from sweetspot.logger import Sink
-from sweetspot.model import EMBEDDED, Model
 from sweetspot.store import CorruptTileError, Store, read_tile
 from sweetspot.tile import Cover, Group, Plan
 
@@ -120,30 +118,3 @@ class Run:
                 if not self.remake_corrupt:
                     raise
                 error.path.unlink(missing_ok=True)
-
-
-def prepare(part: Any, run: Run) -> Any:
-    """The component with the embedded model, wherever it is named in it, as a folder of the store, made when absent."""
-    if isinstance(part, Model):
-        return part.at(embedded_folder(run)) if part.path == EMBEDDED else part
-    if not dataclasses.is_dataclass(part) or isinstance(part, type):
-        return part
-    changed: dict[str, Any] = {}
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if (ready := within(value, lambda inner: prepare(inner, run))) != value:
-            changed[field.name] = ready
-    return dataclasses.replace(part, **changed) if changed else part
-
-
-def embedded_folder(run: Run) -> Path:
-    """The converted SmolLM2 in the store."""
-    from sweetspot.embedded import smollm2
-
-    started = time.monotonic()
-    folder = run.store.folder("models", f"smollm2_135m-{key(smollm2.RECIPE)}")
-    if not folder.exists():
-        with run.store.building(folder, {"recipe": smollm2.RECIPE}) as scratch:
-            run.work("prepare", "sweetspot.embedded.smollm2", {"folder": str(scratch)})
-        run.did("prepare", "models", 1, 0, started)
-    return folder

@@ -7,9 +7,12 @@ from typing import Any
 
 from sweetspot.component import identity
 from sweetspot.dpo import DPO
+from sweetspot.model import FINGERPRINT
+from sweetspot.sft import SFT
 
 HISTORY = "history.jsonl"
 COUNTS = "pairs.json"  # how many pairs were trained on, and how many were left out
+CONVERSATIONS = "conversations.json"  # the same of conversations
 
 
 class History:
@@ -37,19 +40,47 @@ class History:
 
 
 def model_card(
-    card: Mapping[str, Any], dpo: DPO, pairs: int, dropped: Mapping[str, int], history: Sequence[Mapping[str, Any]]
+    card: Mapping[str, Any],
+    settings: DPO | SFT,
+    counts: Mapping[str, int],
+    history: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The README of a policy: where it comes from, its hyper-parameters, and how its training went."""
-    facts = {**card, "pairs": pairs, **{f"pairs dropped as {why}": count for why, count in dropped.items()}}
+    """The README of a model: where it comes from, its hyper-parameters, and how its training went.
+
+    Args:
+        card: title and facts of data and start model.
+        settings: those that it was trained with.
+        counts: of what it was trained on and what was left out, by what they are.
+        history: a row a step.
+    """
+    kind, tag, curves = (
+        ("DPO", "dpo", ("loss", "rewards/margin", "rewards/accuracy"))
+        if isinstance(settings, DPO)
+        else ("SFT", "sft", ("loss",))
+    )
     ends = {
         f"{name}, {when} step": f"{row[name]:.4f}"
-        for name in ("loss", "rewards/margin", "rewards/accuracy")
+        for name in curves
         for when, row in (("first", history[0]), ("last", history[-1]))
     }
     title = card.get("title", "A policy trained by sweetspot")
-    sections = (("Data and start model", facts), ("DPO", identity(dpo)), (f"Training, {len(history)} steps", ends))
+    facts = {name: value for name, value in card.items() if name != "title"}
+    sections = (
+        ("Data and start model", {**facts, **counts}),
+        (kind, identity(settings)),
+        (f"Training, {len(history)} steps", ends),
+    )
     tables = [f"## {name}\n\n| | |\n|---|---|\n" + _rows(table) for name, table in sections]
-    return f"---\nlibrary_name: transformers\ntags: [dpo, sweetspot]\n---\n# {title}\n\n" + "\n".join(tables)
+    return f"---\nlibrary_name: transformers\ntags: [{tag}, sweetspot]\n---\n# {title}\n\n" + "\n".join(tables)
+
+
+def finished(output: Path) -> bool:
+    """Whether the model in the folder is whole, so that only tidying is left; a half-written mark is deleted."""
+    recorded = output / FINGERPRINT
+    if recorded.exists() and recorded.read_text().endswith("\n"):
+        return True
+    recorded.unlink(missing_ok=True)
+    return False
 
 
 def _rows(table: Mapping[str, Any]) -> str:

@@ -1,10 +1,10 @@
-"""The Trainer of preference losses over pairs."""
+"""The Trainer of losses over rows, and that of preference losses over pairs."""
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from sweetspot.dpo import DPO
 from sweetspot.launch import Emit
 from sweetspot.logprob.forward import Forward, response_logprobs
 from sweetspot.losses import LOSSES, PairLogprobs, nll, rewards
+from sweetspot.sft import SFT
 from sweetspot.trainer.checkpoints import make_whole
 from sweetspot.trainer.history import History
-from sweetspot.trainer.pairs import TrainingPair, regroup
+from sweetspot.trainer.pairs import Row, TrainingPair, regroup
 from sweetspot.trainer.speed import Speed
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
@@ -38,33 +39,39 @@ def measure(network: Any, inputs: dict[str, Any], forward: Forward, dpo: DPO) ->
     return losses, torch.stack([value.detach().double().sum() for value in values]).cpu()
 
 
-def collate_pairs(pairs: list[TrainingPair], forward: Forward) -> dict[str, Any]:
+def collate_pairs(pairs: Sequence[TrainingPair], forward: Forward) -> dict[str, Any]:
     """The inputs of a forward pass: `layout` (chosen, rejected, chosen, ..) and `references` [pairs, 2] in nats."""
     references = [(pair.reference_chosen, pair.reference_rejected) for pair in pairs]
     layout = forward.layout([pair.group() for pair in pairs])
     return {"layout": layout, "references": torch.tensor(references, dtype=torch.float64)}
 
 
-class PairTrainer(Trainer):
-    """A Trainer of a preference loss, averaged over an optimizer step's pairs however they are cut into forward passes.
+class StepTrainer(Trainer):
+    """A Trainer of a loss that is a mean over an optimizer step, however its rows are cut into forward passes.
+
+    What a row is, and what the mean is taken over, is told by `unit`, `measures` and the methods that the two Trainers
+    define: `collate`, `measure` and `weight`.
 
     Args:
         network: the policy, set up for `forward`.
-        pairs: what is trained on.
+        rows: what is trained on.
         held_out: what the loss is measured on after each epoch, empty for no such measurement.
-        dpo: the settings.
+        settings: of the optimizer and of checkpoints.
         forward: how log-probabilities are computed.
         checkpoints: the folder of the checkpoints.
         history: takes a row a step.
         emit: takes progress and the metrics of each step.
     """
 
+    unit: ClassVar[str]
+    measures: ClassVar[tuple[str, ...]]  # means over the step's weight
+
     def __init__(
         self,
         network: Any,
-        pairs: list[TrainingPair],
-        held_out: list[TrainingPair],
-        dpo: DPO,
+        rows: Sequence[Row],
+        held_out: Sequence[Row],
+        settings: DPO | SFT,
         forward: Forward,
         checkpoints: Path,
         history: History,
@@ -72,29 +79,41 @@ class PairTrainer(Trainer):
     ) -> None:
         super().__init__(
             model=network,
-            args=training_arguments(dpo, checkpoints),
-            train_dataset=cast("Any", pairs),
+            args=training_arguments(settings, checkpoints),
+            train_dataset=cast("Any", rows),
             data_collator=cast("Any", list),  # `get_batch_samples` lays them out
         )
-        self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's pairs itself
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's weight itself
         for callback in (PrinterCallback, ProgressCallback):  # `log` reports instead
             self.remove_callback(callback)
-        self._dpo, self._forward, self._history, self._emit = dpo, forward, history, emit
+        self._settings, self._forward, self._history, self._emit = settings, forward, history, emit
         self._held_out = held_out
-        self._sums = torch.zeros(1 + len(MEASURES), dtype=torch.float64)  # over a step: 1, then the measures
-        self._speed = Speed(network, forward)
+        self._sums = torch.zeros(1 + len(self.measures), dtype=torch.float64)  # over a step: weight, then the measures
+        self._speed = Speed(network, forward, self.unit)
+
+    def collate(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """The inputs of a forward pass over the rows."""
+        raise NotImplementedError
+
+    def measure(self, network: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The losses whose sum is divided by the step's weight, and the sums of the weight and of each measure."""
+        raise NotImplementedError
+
+    def weight(self, rows: Sequence[Any]) -> int:
+        """What the mean is taken over: the number of these rows, say."""
+        raise NotImplementedError
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """The inputs of the coming optimizer step's forward passes, and its pairs: a device's share of them, as
+        """The inputs of the coming optimizer step's forward passes, and its weight: a device's share of it, as
         gradients are averaged over devices."""
-        cuts: list[list[TrainingPair]] = list(itertools.islice(epoch_iterator, num_batches))
-        pairs = [pair for cut in cuts for pair in cut]
-        self._speed.take(pairs)
-        parts = regroup(pairs, list(map(len, cuts)), self._forward.batching)
-        total = self._over_devices(torch.tensor(len(pairs), device=device)) / self.args.world_size
-        return [collate_pairs(part, self._forward) for part in parts], total
+        cuts: list[list[Any]] = list(itertools.islice(epoch_iterator, num_batches))
+        rows = [row for cut in cuts for row in cut]
+        self._speed.take(rows)
+        parts = regroup(rows, list(map(len, cuts)), self._forward.batching)
+        total = self._over_devices(torch.tensor(self.weight(rows), device=device)) / self.args.world_size
+        return [self.collate(part) for part in parts], total
 
     def _over_devices(self, tensor: Tensor) -> Tensor:
         return tensor if self.args.world_size == 1 else cast("Tensor", self.accelerator.reduce(tensor, "sum"))
@@ -109,8 +128,8 @@ class PairTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The sum of the pairs' losses over the number of pairs in the optimizer step."""
-        losses, sums = measure(model, inputs, self._forward, self._dpo)
+        """The sum of the rows' losses over the weight of the optimizer step."""
+        losses, sums = self.measure(model, inputs)
         self._sums += sums
         loss = losses.sum() / cast("Any", num_items_in_batch)
         return (loss, None) if return_outputs else loss
@@ -122,38 +141,37 @@ class PairTrainer(Trainer):
         step, steps = self.state.global_step, self.state.max_steps
         row = {
             "step": step,
-            "epoch": step * self._dpo.epochs / steps,
+            "epoch": step * self._settings.epochs / steps,
             **self._means(self._over_devices(self._sums.to(self.args.device))),
             "grad_norm": float(logs["grad_norm"]),
             "learning_rate": float(logs["learning_rate"]),
         }
         self._sums.zero_()
         speed = self._speed.of_step()
-        if self._held_out and step % (steps // self._dpo.epochs) == 0:
+        if self._held_out and step % (steps // self._settings.epochs) == 0:
             row |= {f"held_out/{name}": value for name, value in self._measure_held_out().items()}
         if self.is_world_process_zero():
             self._report(row, speed)
 
-    @staticmethod
-    def _means(sums: Tensor) -> dict[str, float]:
-        count, *totals = sums.tolist()
-        return {name: total / count for name, total in zip(MEASURES, totals, strict=True)}
+    def _means(self, sums: Tensor) -> dict[str, float]:
+        weight, *totals = sums.tolist()
+        return {name: total / weight for name, total in zip(self.measures, totals, strict=True)}
 
     @torch.no_grad()
     def _measure_held_out(self) -> dict[str, float]:
-        """The means of MEASURES over the held-out pairs; every device measures them all."""
+        """The means of the measures over the held-out rows; every device measures them all."""
         sums = torch.zeros_like(self._sums)
-        for start in range(0, len(self._held_out), self._dpo.device_batch_size):
-            part = self._held_out[start : start + self._dpo.device_batch_size]
-            inputs = self._prepare_inputs(collate_pairs(part, self._forward))
-            sums += measure(self.model_wrapped, inputs, self._forward, self._dpo)[1]
+        for start in range(0, len(self._held_out), self._settings.device_batch_size):
+            part = self._held_out[start : start + self._settings.device_batch_size]
+            sums += self.measure(self.model_wrapped, self._prepare_inputs(self.collate(part)))[1]
         return self._means(sums)
 
     def _report(self, row: dict[str, Any], speed: dict[str, float]) -> None:
         if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
             raise RuntimeError(f"training: loss {row['loss']}, gradient norm {row['grad_norm']} at step {row['step']}")
         self._history.append(row)
-        note = f"{speed['speed/pairs_per_second']:.2f} pairs/s, loss {row['loss']:.3f}"
+        rate = speed[f"speed/{self.unit}_per_second"]
+        note = f"{rate:.2f} {self.unit}/s, loss {row['loss']:.3f}"
         self._emit({"progress": {"done": row["step"], "total": self.state.max_steps, "unit": "steps", "note": note}})
         self._emit({"metrics": {**row, **speed}})
 
@@ -164,10 +182,29 @@ class PairTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.is_world_process_zero():
             folder = Path(cast("str", self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            make_whole(folder, self._dpo.save_total_limit)
+            make_whole(folder, self._settings.save_total_limit)
 
 
-def training_arguments(dpo: DPO, checkpoints: Path) -> TrainingArguments:
+class PairTrainer(StepTrainer):
+    """A Trainer of a preference loss, averaged over the step's pairs."""
+
+    unit = "pairs"
+    measures = MEASURES
+
+    def collate(self, rows: Sequence[TrainingPair]) -> dict[str, Any]:
+        """The pairs laid out for a forward pass, with their references."""
+        return collate_pairs(rows, self._forward)
+
+    def measure(self, network: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The loss of each pair, and the sums over the pairs of 1 and of each of MEASURES."""
+        return measure(network, inputs, self._forward, cast("DPO", self._settings))
+
+    def weight(self, rows: Sequence[TrainingPair]) -> int:
+        """The number of the pairs."""
+        return len(rows)
+
+
+def training_arguments(dpo: DPO | SFT, checkpoints: Path) -> TrainingArguments:
     """The Trainer's arguments for one device, with everything off that writes, logs or saves beside us."""
     arguments = TrainingArguments(
         output_dir=str(checkpoints),

@@ -4,11 +4,30 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from sweetspot.dpo import DPO
 from sweetspot.logprob.layout import Group
 from sweetspot.model import Model, prompt_ids
+
+
+class Row(Protocol):
+    """What a step is made of, a pair say, as far as its size goes."""
+
+    def tokens(self) -> int:
+        """The tokens of its sequences, a prompt counted in each."""
+        ...
+
+    def lengths(self) -> tuple[int, tuple[int, ...]]:
+        """The tokens of what stands first, and of each response that continues it by itself."""
+        ...
+
+    def targets(self) -> int:
+        """The tokens whose log-probabilities the loss reads."""
+        ...
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 @dataclass(frozen=True)
@@ -27,7 +46,15 @@ class TrainingPair:
 
     def tokens(self) -> int:
         """The tokens of its two sequences, the prompt counted in each."""
-        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+        return 2 * len(self.prompt) + self.targets()
+
+    def lengths(self) -> tuple[int, tuple[int, int]]:
+        """The tokens of the prompt, and of the chosen and the rejected response."""
+        return len(self.prompt), (len(self.chosen), len(self.rejected))
+
+    def targets(self) -> int:
+        """The tokens of both responses."""
+        return len(self.chosen) + len(self.rejected)
 
 
 def split(rows: Sequence[Mapping[str, Any]], dpo: DPO) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
@@ -68,18 +95,18 @@ def training_pairs(
     return kept, {"too_long": len(rows) - len(kept)}
 
 
-def regroup(pairs: Sequence[TrainingPair], sizes: Sequence[int], batching: str) -> list[list[TrainingPair]]:
-    """An optimizer step's pairs in parts of the given sizes, one a forward pass; which pairs make the step stays.
+def regroup(rows: Sequence[AnyRow], sizes: Sequence[int], batching: str) -> list[list[AnyRow]]:
+    """An optimizer step's rows in parts of the given sizes, one a forward pass; which rows make the step stays.
 
-    Padded rows want pairs of like length together. Without padding the parts are evened out in tokens instead, so that
-    memory is: the longest pair first, each to the part with the fewest tokens that has room.
+    Padding wants rows of like length together. Without padding the parts are evened out in tokens instead, so that
+    memory is: the longest row first, each to the part with the fewest tokens that has room.
     """
-    ordered = sorted(pairs, key=TrainingPair.tokens, reverse=True)
+    ordered = sorted(rows, key=lambda row: row.tokens(), reverse=True)
     if batching == "padded":
         rest = iter(ordered)
         return [list(islice(rest, size)) for size in sizes]
-    parts: list[list[TrainingPair]] = [[] for _ in sizes]
-    for pair in ordered:
+    parts: list[list[AnyRow]] = [[] for _ in sizes]
+    for row in ordered:
         room = [part for part, size in zip(parts, sizes, strict=True) if len(part) < size]
-        min(room, key=lambda part: sum(map(TrainingPair.tokens, part))).append(pair)
+        min(room, key=lambda part: sum(one.tokens() for one in part)).append(row)
     return parts

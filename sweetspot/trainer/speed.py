@@ -1,4 +1,4 @@
-"""How fast training goes: pairs and tokens a second, memory, and the use of the machine's matrix products."""
+"""How fast training goes: rows (pairs) and tokens a second, memory, and the use of the machine's matrix products."""
 
 import resource
 import time
@@ -9,59 +9,66 @@ import torch
 
 from sweetspot.logprob.forward import Forward
 from sweetspot.logprob.products import installed, product
-from sweetspot.trainer.pairs import TrainingPair
+from sweetspot.trainer.pairs import Row
 
 
 class Speed:
     """A clock over optimizer steps, of this process.
 
     Args:
-        network: the policy, as loaded.
+        network: the policy, as it is trained.
         forward: how it is run.
+        unit: what its rows are ("pairs").
     """
 
-    def __init__(self, network: Any, forward: Forward) -> None:
+    def __init__(self, network: Any, forward: Forward, unit: str) -> None:
         config = network.config.get_text_config()
-        tables = {id(table): table.weight.numel() for table in _tables(network)}
-        self._head = network.get_output_embeddings().weight.numel()
-        self._body = sum(weight.numel() for weight in network.parameters()) - sum(tables.values())
+        tables = sum(_flops(table.weight) for table in _tables(network))
+        self._head = _flops(network.get_output_embeddings().weight)
+        self._body = sum(map(_flops, network.parameters())) - tables
+        self._unit = unit
         self._width = config.num_hidden_layers * config.hidden_size
         self._rate = product_rate(network, forward)
-        self._pairs, self._tokens, self._flops = 0, 0, 0.0
+        self._rows, self._tokens, self._done = 0, 0, 0.0
         self._last = time.monotonic()
 
-    def take(self, pairs: Sequence[TrainingPair]) -> None:
-        """Count the pairs of the coming step."""
-        self._pairs += len(pairs)
-        self._tokens += sum(map(TrainingPair.tokens, pairs))
-        self._flops += sum(map(self._flops_of, pairs))
+    def take(self, rows: Sequence[Row]) -> None:
+        """Count the rows of the coming step."""
+        self._rows += len(rows)
+        self._tokens += sum(row.tokens() for row in rows)
+        self._done += sum(map(self._flops_of, rows))
 
-    def _flops_of(self, pair: TrainingPair) -> float:
-        """Floating-point operations that a pair needs at least, forward and backward.
+    def _flops_of(self, row: Row) -> float:
+        """Floating-point operations that a row needs at least, forward and backward.
 
-        6 for each weight and token (the prompt once; the head at response tokens), and 12 for each layer, hidden unit
+        `_flops` of each weight and token (a prompt once; the head at its targets), and 12 for each layer, hidden unit
         and pair of tokens of which one sees the other.
         """
-        prompt, responses = len(pair.prompt), (len(pair.chosen), len(pair.rejected))
+        prompt, responses = row.lengths()
         seen = prompt**2 / 2 + sum(prompt * length + length**2 / 2 for length in responses)
-        return 6 * self._body * (prompt + sum(responses)) + 6 * self._head * sum(responses) + 12 * self._width * seen
+        return self._body * (prompt + sum(responses)) + self._head * row.targets() + 12 * self._width * seen
 
     def of_step(self) -> dict[str, float]:
         """The metrics of the step that ends now.
 
-        `speed/tokens_per_second` counts the prompt in both sequences of a pair, so that it compares ways of batching.
+        `speed/tokens_per_second` counts a prompt in each of its sequences, so that it compares ways of batching.
         `speed/flops_use` is the share of `product_rate`. `memory/peak_gb` is that of the process so far.
         """
         now = time.monotonic()
         seconds = now - self._last
         found = {
-            "speed/pairs_per_second": self._pairs / seconds,
+            f"speed/{self._unit}_per_second": self._rows / seconds,
             "speed/tokens_per_second": self._tokens / seconds,
-            "speed/flops_use": self._flops / seconds / self._rate,
+            "speed/flops_use": self._done / seconds / self._rate,
             "memory/peak_gb": peak_bytes() / 1e9,
         }
-        self._pairs, self._tokens, self._flops, self._last = 0, 0, 0.0, now
+        self._rows, self._tokens, self._done, self._last = 0, 0, 0.0, now
         return found
+
+
+def _flops(weight: torch.Tensor) -> int:
+    """Operations of a weight matrix for each token: 2 forward, 2 for its states, 2 for itself where it is trained."""
+    return (6 if weight.requires_grad else 4) * weight.numel()
 
 
 def _tables(network: Any) -> list[Any]:

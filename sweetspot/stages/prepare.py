@@ -1,0 +1,109 @@
+"""Making the models that a run names and that lie nowhere yet: the embedded one, and those that SFT makes."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+
+from sweetspot.component import key, to_config, within
+from sweetspot.dpo import DeepSpeed
+from sweetspot.lease import Lease, Watch, generations
+from sweetspot.model import EMBEDDED, Model
+from sweetspot.schema import MESSAGES
+from sweetspot.sft import SftModel
+from sweetspot.stages.run import Run
+from sweetspot.store import write_tile
+
+LOOKS = 60  # in a term of a lease, at a model that another run is making
+
+
+def prepare(part: Any, deepspeed: DeepSpeed, run: Run) -> Any:
+    """The component with the models named in it as folders of the store, made when absent: the embedded model, and
+    those that SFT makes, spread over devices by `deepspeed`."""
+    if isinstance(part, SftModel):
+        return finetune(part, prepare(part.base(), deepspeed, run), deepspeed, run)
+    if isinstance(part, Model):
+        return part.at(embedded_folder(run)) if part.path == EMBEDDED else part
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return part
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if (ready := within(value, lambda inner: prepare(inner, deepspeed, run))) != value:
+            changed[field.name] = ready
+    return dataclasses.replace(part, **changed) if changed else part
+
+
+def embedded_folder(run: Run) -> Path:
+    """The converted SmolLM2 in the store."""
+    from sweetspot.embedded import smollm2
+
+    started = time.monotonic()
+    folder = run.store.folder("models", f"smollm2_135m-{key(smollm2.RECIPE)}")
+
+    def convert() -> None:
+        with run.store.building(folder, {"recipe": smollm2.RECIPE}) as scratch:
+            run.work("prepare", "sweetspot.embedded.smollm2", {"folder": str(scratch)})
+        run.did("prepare", "models", 1, 0, started)
+
+    make_once(folder, convert, run)
+    return folder
+
+
+def finetune(model: SftModel, base: Model, deepspeed: DeepSpeed, run: Run) -> Model:
+    """What SFT makes of `base`, the base model of `model` as it lies here.
+
+    Its key is the content of the base, the settings, and the content of the conversations.
+
+    Raises:
+        ValueError: for data that cannot be learned from, in one line.
+    """
+    started = time.monotonic()
+    name = key(model.sft, deepspeed, base)
+    folder = run.store.folder("models", name)
+
+    def train() -> None:
+        rows = run.folder / "jobs" / f"conversations-{name}.parquet"
+        write_tile(rows, pa.table({"messages": pa.array(model.sft.data.load(), type=MESSAGES)}), {})
+        with run.store.building(folder, {"base": to_config(base), "sft": to_config(model.sft)}) as scratch:
+            job = {
+                "model": to_config(base),
+                "sft": to_config(model.sft),
+                "deepspeed": to_config(deepspeed),
+                "conversations": str(rows),
+                "output": str(scratch),
+                "card": {"title": f"{model.name}, fine-tuned by sweetspot", "base": base.name},
+            }
+            run.work("sft", "sweetspot.trainer.sft", job, model.sft.environment())
+
+    made = make_once(folder, train, run)
+    run.did("sft", "models", int(made), int(not made), started)
+    return model.at(folder)
+
+
+def make_once(folder: Path, make: Callable[[], None], run: Run) -> bool:
+    """Have a model's folder made unless it is there, by one of the runs that want it; the others wait for it.
+
+    Returns:
+        Whether this run made it.
+    """
+    watch, told = Watch(run.launch.lease_seconds), False
+    while not folder.exists():
+        held = watch.claim(folder, generations(folder.parent).get(folder.name))
+        if not isinstance(held, Lease):
+            if held is not None and not told:
+                told = True
+                Console(stderr=True).print(f"waiting for {folder}, which {held} is making", highlight=False)
+            time.sleep(run.launch.lease_seconds / LOOKS)
+            continue
+        try:
+            if not folder.exists():
+                make()
+                return True
+        finally:
+            held.release()
+    return False
