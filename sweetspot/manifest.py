@@ -105,13 +105,14 @@ def of_pairs(pairs: Pairs, strategy: str) -> dict[str, Any]:
 
 
 def of_policy(policy: Policy) -> dict[str, Any]:
-    """Where the policy lies and how its training loss went."""
+    """Where the policy lies, how its training loss went, and how far off a sampled reference is (nats a response)."""
     losses = [row["loss"] for row in policy.history if "loss" in row]
     return {
         "key": policy.key,
         "folder": f"policies/{policy.key}",
         "history": f"policies/{policy.key}/history.jsonl",
         **policy.counts,
+        "reference_error": policy.reference_error,
         "steps": len(losses),
         "loss_first": losses[0],
         "loss_last": losses[-1],

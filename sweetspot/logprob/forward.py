@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sweetspot.dpo import DPO
 from sweetspot.launch import Emit
-from sweetspot.logprob import attention, products
+from sweetspot.logprob import attention, gated, products
 from sweetspot.logprob.head import can_tile, head_predicts, target_logprobs
 from sweetspot.logprob.layout import LAYOUTS, Group, Layout, padded
 
@@ -81,6 +81,7 @@ def choose(network: Any, dpo: DPO, groups: Sequence[Group], emit: Emit) -> Forwa
         raise ValueError("dpo.matmul must be auto or torch but for float32 on a processor without autocast, got onednn")
     if onednn:
         products.install(network)
+    light = gated.install(network)
     tiled = can_tile(network) and _error(network, probe, Forward("padded", True, dpo.autocast), expected, dpo) is None
     forward = Forward("shared_prefix" if dpo.batching == "auto" else dpo.batching, tiled, dpo.autocast)
     fault = None
@@ -96,6 +97,7 @@ def choose(network: Any, dpo: DPO, groups: Sequence[Group], emit: Emit) -> Forwa
         "batching": forward.batching + (f" ({fault})" if fault else ""),
         "head": "tiles of the vocabulary" if tiled else "whole vocabulary",
         "matmul": "onednn" if onednn else "torch",
+        "activations": "without gated products" if light else "all kept",
     }
     emit({"progress": {"done": 0, "total": 1, "unit": "", "note": ", ".join(facts.values())}})
     emit({"metrics": {f"forward/{name}": value for name, value in facts.items()}})
