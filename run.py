@@ -87,8 +87,25 @@ class Settings:
             raise ValueError(f"until must be score or later with sampler.budget=adaptive, got {self.until}")
         if not callable(self.strategy):
             raise ValueError(f"strategy must be a Strategy, got {type(self.strategy).__name__}")
+        if self.dpo.reference == "sampler":
+            self._check_sampled_reference()
         if self.rounds > 1 and not self.reaches("train"):
             raise ValueError(f"until must be train or evaluate when rounds is {self.rounds}, got {self.until}")
+
+    def _check_sampled_reference(self) -> None:
+        """Refuse the sampler's log-probabilities where they are of another model or another prompt than training's."""
+        longest = self.dpo.max_prompt_tokens
+        for fault, wrong in (
+            (f"data must have its samples drawn here, got {type(self.data).__name__}", isinstance(self.data, Imported)),
+            ("sampler.adapter must be null", getattr(self.sampler, "adapter", None) is not None),
+            (
+                f"sampler.max_prompt_tokens must be <= dpo.max_prompt_tokens ({longest}), which cuts longer prompts, "
+                f"got {self.sampler.max_prompt_tokens}",
+                self.sampler.max_prompt_tokens > longest,
+            ),
+        ):
+            if wrong:
+                raise ValueError(f"with dpo.reference=sampler {fault}")
 
     @property
     def chosen(self) -> str:
@@ -229,7 +246,7 @@ def _stages(
         found["pairs"] = manifests.of_pairs(pairs, _strategy_name(settings.strategy))
         if not settings.reaches("train"):
             return
-        reference = start if settings.dpo.reference == "first" else model
+        reference = start if settings.dpo.reference_model == "first" else model
         card = {"base": settings.model.name, "reward_model": found["rewards"]["reward_model"], **found["pairs"]}
         policy = stages.train(pairs, model, reference, settings.dpo, settings.deepspeed, card, run)
         found["policy"] = manifests.of_policy(policy)

@@ -64,7 +64,8 @@ class DPO:
     lora_rank: int | None = Field(ge=1)
     lora_alpha: float | None = Field(gt=0)
     lora_targets: list[str] | Literal["all-linear"] | None
-    reference: Literal["previous", "first"] = runtime()  # the reference model itself is part of a policy's key
+    reference: Literal["recompute", "sampler"]
+    reference_model: Literal["previous", "first"] = runtime()  # the model itself is part of a policy's key
     batching: Literal["auto", "padded", "packed", "shared_prefix"] = runtime()
     matmul: Literal["auto", "onednn", "torch"] = runtime()
     device_batch_size: int = runtime(ge=1)
@@ -120,9 +121,16 @@ class DPO:
                 )
         if self.loss == "orpo" and self.sft_weight:
             raise ValueError(f"sft_weight must be 0 with loss=orpo, which has an NLL term, got {self.sft_weight}")
-        if self.reference_free and self.reference != "previous":
+        for name, only in (("reference", "recompute"), ("reference_model", "previous")):
+            if self.reference_free and getattr(self, name) != only:
+                raise ValueError(
+                    f"{name} must be left at {only} with loss={self.loss}, which has no reference, "
+                    f"got {getattr(self, name)}"
+                )
+        if self.reference == "sampler" and self.reference_model == "first":
             raise ValueError(
-                f"reference must be left at previous with loss={self.loss}, which has none, got {self.reference}"
+                "reference_model must be previous with reference=sampler, whose samples are the previous policy's, "
+                "got first"
             )
 
     @property

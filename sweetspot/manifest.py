@@ -106,8 +106,9 @@ def of_pairs(pairs: Pairs, strategy: str) -> dict[str, Any]:
 
 
 def of_policy(policy: Policy) -> dict[str, Any]:
-    """Where the policy lies and how its training loss went."""
-    return {"key": policy.key, **_training(policy.folder, policy.history, policy.counts)}
+    """Where the policy lies, how its training loss went, and how far off a sampled reference is (nats a response)."""
+    training = _training(policy.folder, policy.history, policy.counts)
+    return {"key": policy.key, **training, "reference_error": policy.reference_error}
 
 
 def of_sft(start: Model) -> dict[str, Any]:

@@ -49,3 +49,4 @@ def test_reuse_forecasts_400_samples_a_prompt_instead_of_785() -> None:
     assert "one pool for all        400 samples a prompt" in shown
     assert "785 without" in shown  # 5 + 20 + 60 + 100 + 200 + 400
     assert "1.96 without blocks" in shown
+    assert "7.00 a prompt, 7 at most, for all pairs at n = 400; 42 unshared" in shown  # the paper's seven points

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from sweetspot import logprob
-from sweetspot.logprob import attention, head, products
+from sweetspot.logprob import attention, gated, head, products
 from sweetspot.logprob.forward import PLAIN, Forward, choose, response_logprobs
 from sweetspot.logprob.layout import LAYOUTS, Group, packed, padded, shared_prefix
 from sweetspot.losses import sequence_logprobs
@@ -230,6 +230,48 @@ def test_onednn_computes_what_a_linear_layer_does() -> None:
             assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+def test_a_gated_layer_keeps_gate_and_up_alone_and_computes_the_same(tiny_model: Model) -> None:
+    """Of 64 inputs and a width of 128: the input for gate and for up (one tensor), gate and up; without it silu(gate)
+    and the product too."""
+    layer = logprob.load_network(tiny_model, SETTINGS).model.layers[0].mlp
+    states, outside = torch.randn(2, 3, 64, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 64).double()
+
+    def run() -> tuple[list[torch.Tensor], int]:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            if not isinstance(tensor, torch.nn.Parameter) and tensor._base is None:
+                kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            found = (layer(states) * outside).sum()
+        return list(torch.autograd.grad(found, [states, *layer.parameters()])), sum(kept.values())
+
+    expected, before = run()
+    assert gated.install(layer) == 1
+    found, after = run()
+    assert before - after == 6 * (128 + 128)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_gated_products_in_bfloat16_autocast_are_those_of_the_layer(tiny_model: Model) -> None:
+    layer = logprob.load_network(tiny_model, dataclasses.replace(SETTINGS, dtype="float32")).model.layers[0].mlp
+    states = torch.randn(2, 3, 64, requires_grad=True)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = layer(states)
+        return found, *torch.autograd.grad(found.float().sum(), [states, *layer.parameters()])
+
+    expected = run()
+    gated.install(layer)
+    for ours, theirs in zip(run(), expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
+
+
 # --- the choice ------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +282,7 @@ def test_the_choice_is_shared_prefix_for_a_plain_model_and_is_told(tiny_model: M
         "forward/batching": "shared_prefix",
         "forward/head": "tiles of the vocabulary",
         "forward/matmul": "onednn",
+        "forward/activations": "without gated products",
     }
 
 

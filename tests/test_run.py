@@ -211,9 +211,24 @@ def test_a_second_round_samples_from_the_trained_policy(
     first, second = two["rounds"]
     assert first["policy"]["key"] == finished[1]["rounds"][0]["policy"]["key"]
     assert second["samples"]["key"] != first["samples"]["key"]
-    kept = finish([*tiny_overrides, "rounds=2", "until=train", "dpo.reference=first"], finished[0], tmp_path / "kept")
+    overrides = [*tiny_overrides, "rounds=2", "until=train", "dpo.reference_model=first"]
+    kept = finish(overrides, finished[0], tmp_path / "kept")
     assert kept["rounds"][0]["policy"]["key"] == first["policy"]["key"]
     assert kept["rounds"][1]["policy"]["key"] != second["policy"]["key"]
+
+
+def test_the_samplers_own_log_probabilities_serve_as_reference_and_their_error_is_told(
+    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    """Of the pairs' responses at most 64 are compared; float32 sums over 8 tokens differ by rounding alone."""
+    found = finish([*tiny_overrides, "dpo.reference=sampler", "until=train"], finished[0], tmp_path / "sampled")
+    computed, sampled = finished[1]["rounds"][0]["policy"], found["rounds"][0]["policy"]
+    assert "reference" not in [stage["name"] for stage in found["stages"]]
+    assert computed["reference_error"] is None
+    assert sampled["reference_error"]["responses"] == 2 * sampled["pairs"]
+    assert 0 <= sampled["reference_error"]["mean_absolute"] <= sampled["reference_error"]["largest"] < 1e-4
+    assert sampled["key"] != computed["key"]
+    assert sampled["loss_last"] == pytest.approx(computed["loss_last"], abs=1e-5)
 
 
 def test_a_corrupt_tile_is_named_and_remade_only_on_request(

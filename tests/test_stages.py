@@ -20,8 +20,8 @@ from sweetspot.model import Model, Probe, load_tokenizer
 from sweetspot.reward_model import SequenceClassifier
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
 from sweetspot.stages import Rewards, Run, Samples, sample, score, select, train
-from sweetspot.stages.policy import logprob_key
 from sweetspot.stages.pool import rows_at
+from sweetspot.stages.reference import logprob_key, sampler_error
 from sweetspot.store import Store, read_tile, write_tile
 from sweetspot.strategy import PositionPair, paper_pairs
 from sweetspot.tile import Tile
@@ -189,6 +189,21 @@ def test_reference_rows_are_stale_when_model_template_or_pool_change(
         assert logprob_key(tiny_model.at(folder), dpo, "pool") == kept
         (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
         assert logprob_key(tiny_model.at(folder), dpo, "pool") != kept
+
+
+def test_the_error_of_sampled_log_probabilities_is_told_in_nats_a_response() -> None:
+    """Differences -0.5, 0.25 and 0."""
+    found = sampler_error([(-10.5, -10.0), (-3.75, -4.0), (-1.0, -1.0)])
+    assert found == {"responses": 3, "mean": pytest.approx(-0.25 / 3), "mean_absolute": 0.25, "largest": 0.5}
+    assert sampler_error([])["responses"] == 0
+
+
+def test_a_pool_without_log_probabilities_is_no_sampled_reference(
+    rewards: Rewards, run: Run, tiny_model: Model
+) -> None:
+    pairs = select(rewards, PositionPair(chosen="max", rejected="min"), False, run)
+    with pytest.raises(ValueError, match=r"dpo\.reference must be recompute .* got sampler: 4 responses have none"):
+        train(pairs, tiny_model, tiny_model, tiny.dpo(reference="sampler"), DeepSpeed(stage=0), {}, run)
 
 
 def test_the_seconds_of_a_stage_are_its_own_so_that_the_table_adds_up(run: Run) -> None:

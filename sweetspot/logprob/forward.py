@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sweetspot.dpo import DPO
 from sweetspot.launch import Emit
-from sweetspot.logprob import attention, products
+from sweetspot.logprob import attention, gated, products
 from sweetspot.logprob.head import can_tile, head_predicts, target_logprobs
 from sweetspot.logprob.layout import LAYOUTS, Group, Layout, padded
 from sweetspot.sft import SFT
@@ -86,6 +86,7 @@ def choose(network: Any, dpo: DPO | SFT, groups: Sequence[Group], emit: Emit) ->
         )
     if onednn:
         products.install(network)
+    light = gated.install(network)
     tiled = can_tile(network) and _error(network, probe, Forward("padded", True, dpo.autocast), expected, dpo) is None
     forward = Forward(fastest if dpo.batching == "auto" else dpo.batching, tiled, dpo.autocast)
     fault = None
@@ -101,6 +102,7 @@ def choose(network: Any, dpo: DPO | SFT, groups: Sequence[Group], emit: Emit) ->
         "batching": forward.batching + (f" ({fault})" if fault else ""),
         "head": "tiles of the vocabulary" if tiled else "whole vocabulary",
         "matmul": "onednn" if onednn else "torch",
+        "activations": "without gated products" if light else "all kept",
     }
     emit({"progress": {"done": 0, "total": 1, "unit": "", "note": ", ".join(facts.values())}})
     emit({"metrics": {f"forward/{name}": value for name, value in facts.items()}})

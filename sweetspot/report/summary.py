@@ -130,8 +130,14 @@ def _policy(found: Facts, manifest: Facts) -> tuple[str, list[tuple[str, str]]]:
     return "training", [
         ("pairs", count(found["pairs"]) + (f", without {left_out}" if left_out else "")),
         ("loss", f"{number(found['loss_first'])} → {number(found['loss_last'])} in {count(found['steps'])} steps"),
+        *([("reference", _reference(error))] if (error := found["reference_error"]) else []),
         ("policy", f"{manifest['store']}/{found['folder']}"),
     ]
+
+
+def _reference(error: Facts) -> str:
+    off, largest, responses = number(error["mean_absolute"]), number(error["largest"]), count(error["responses"])
+    return f"the sampler's log-probabilities, off by {off} nats a response ({largest} at most, of {responses} compared)"
 
 
 _PARTS = {"samples": _samples, "rewards": _rewards, "pairs": _pairs, "policy": _policy}

@@ -8,9 +8,10 @@ from sweetspot.stages.adaptive import sample_adaptively
 from sweetspot.stages.evaluation import bench, check, evaluate
 from sweetspot.stages.imported import imported
 from sweetspot.stages.pairs import Pairs, select
-from sweetspot.stages.policy import Policy, log_probabilities, train
+from sweetspot.stages.policy import Policy, train
 from sweetspot.stages.pool import Rewards, Samples, sample, score, text_codes, token_counts
 from sweetspot.stages.prepare import prepare
+from sweetspot.stages.reference import log_probabilities
 from sweetspot.stages.run import Run, Stage
 from sweetspot.stages.subject import Evaluation, Subject
 

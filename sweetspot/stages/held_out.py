@@ -13,8 +13,8 @@ from sweetspot.dpo import DPO
 from sweetspot.eval import HeldOut, distinct, preferences
 from sweetspot.model import Model
 from sweetspot.schema import SCORES
-from sweetspot.stages.policy import log_probabilities
 from sweetspot.stages.pool import Samples, sample, score
+from sweetspot.stages.reference import log_probabilities
 from sweetspot.stages.run import Run
 from sweetspot.stages.subject import Evaluation, Subject
 from sweetspot.statistics import Interval, bootstrap_mean

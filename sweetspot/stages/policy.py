@@ -1,4 +1,4 @@
-"""Training: reference log-probabilities as rows of the store, then DPO in a worker."""
+"""Training: from pairs with their reference log-probabilities to a policy, in a worker."""
 
 import dataclasses
 import json
@@ -12,11 +12,11 @@ import pyarrow as pa
 from sweetspot.component import key, to_config
 from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.model import Model
-from sweetspot.schema import LOGPROBS
 from sweetspot.stages.pairs import Pairs
-from sweetspot.stages.pool import Samples, rows_at
+from sweetspot.stages.pool import rows_at
+from sweetspot.stages.reference import reference_logprobs
 from sweetspot.stages.run import Run
-from sweetspot.store import read_tile, write_tile
+from sweetspot.store import write_tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,62 +28,7 @@ class Policy:
     model: Model
     history: list[dict[str, Any]]  # one row a step
     counts: dict[str, int]  # of pairs: trained on, dropped as too long, held out
-
-
-def log_probabilities(
-    samples: Samples, wanted: set[tuple[str, int]], model: Model, dpo: DPO, run: Run, title: str
-) -> dict[tuple[str, int], float]:
-    """The log-probability under `model` of the responses at (prompt_id, sample_index), computed once and kept as rows.
-
-    The rows are shared by every strategy, n and beta: their key is the model's content, the numerics, the truncation
-    and the pool. Parts are appended; a row that stands in two parts is harmless.
-    """
-    started = time.monotonic()
-    name = logprob_key(model, dpo, samples.key)
-    provenance = {"model": to_config(model), "dpo": to_config(dpo), "samples": samples.key}
-    folder = run.store.artefact("logprobs", name, provenance)
-    run.missing(folder.glob("*.parquet"), LOGPROBS)
-    known, too_long = _read_logprobs(folder)
-    todo = sorted(wanted - known.keys() - too_long)
-    if todo:
-        messages = dict(zip(samples.prompt_ids, samples.prompts["messages"].to_pylist(), strict=True))
-        rows = rows_at(samples, set(todo), ["token_ids"])
-        table = pa.Table.from_pylist([{**rows[place], "messages": messages[place[0]]} for place in todo])
-        path = run.folder / "jobs" / f"{title.replace(' ', '-')}-rows.parquet"
-        write_tile(path, table, {})
-        job = {
-            "model": to_config(model),
-            "dpo": to_config(dpo),
-            "probe": samples.probe,
-            "rows": str(path),
-            "parts": str(folder),
-        }
-        run.work(title, "sweetspot.logprob", job, dpo.environment())
-        known, too_long = _read_logprobs(folder)
-    run.did(title, "rows", len(todo), len(wanted) - len(todo), started)
-    return {place: known[place] for place in wanted if place in known}
-
-
-def logprob_key(model: Model, dpo: DPO, samples_key: str) -> str:
-    """The key of log-probabilities: content and template of the model, numerics, truncation, and the pool.
-
-    Strategy, n, beta and everything else of training leave it alone.
-    """
-    numerics = {name: getattr(dpo, name) for name in ("dtype", "autocast", "max_tokens", "max_prompt_tokens")}
-    return key(model, numerics, samples_key)
-
-
-def _read_logprobs(folder: Path) -> tuple[dict[tuple[str, int], float], set[tuple[str, int]]]:
-    """The rows of all parts by (prompt_id, sample_index), and the places of responses that are too long to have one."""
-    known: dict[tuple[str, int], float] = {}
-    too_long: set[tuple[str, int]] = set()
-    for path in sorted(folder.glob("*.parquet")):
-        table, facts = read_tile(path, LOGPROBS)
-        columns = table.select(["prompt_id", "sample_index", "logprob"]).to_pydict()
-        places = zip(columns["prompt_id"], columns["sample_index"], strict=True)
-        known |= dict(zip(places, columns["logprob"], strict=True))
-        too_long |= {(prompt, index) for prompt, index in facts["too_long"]}
-    return known, too_long
+    reference_error: dict[str, float] | None  # of the sampler's log-probabilities as reference (`SamplerError`)
 
 
 def train(
@@ -105,7 +50,7 @@ def train(
         )
     ends = pairs.table.select(["prompt_id", "chosen_index", "rejected_index"]).to_pylist()
     wanted = {(row["prompt_id"], row[side]) for row in ends for side in ("chosen_index", "rejected_index")}
-    logprobs = {} if dpo.reference_free else log_probabilities(pairs.samples, wanted, reference, dpo, run, "reference")
+    logprobs, error = reference_logprobs(pairs.samples, wanted, reference, dpo, run)
     started = time.monotonic()
     name = key(dpo, deepspeed, start, None if dpo.reference_free else reference, pairs.key)
     folder = run.store.folder("policies", name)
@@ -128,7 +73,7 @@ def train(
     run.did("train", "policies", int(made), int(not made), started)
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     counts = json.loads((folder / "pairs.json").read_text())
-    return Policy(name, folder, start.at(folder, f"{start.name}-dpo"), history, counts)
+    return Policy(name, folder, start.at(folder, f"{start.name}-dpo"), history, counts, error)
 
 
 def _training_rows(pairs: Pairs, wanted: set[tuple[str, int]], logprobs: Mapping[tuple[str, int], float]) -> pa.Table:

@@ -1,0 +1,139 @@
+"""Reference log-probabilities: rows of the store, computed once, or the sampler's own with their error measured."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from sweetspot.component import key, to_config
+from sweetspot.dpo import DPO
+from sweetspot.model import Model
+from sweetspot.schema import LOGPROBS
+from sweetspot.stages.pool import Samples, rows_at
+from sweetspot.stages.run import Run
+from sweetspot.store import read_tile, write_tile
+
+CHECKED = 64  # responses whose log-probabilities are computed to measure the sampler's
+
+Place = tuple[str, int]  # prompt_id, sample_index
+
+
+def reference_logprobs(
+    samples: Samples, wanted: set[Place], model: Model, dpo: DPO, run: Run
+) -> tuple[dict[Place, float], dict[str, float] | None]:
+    """log p(response | prompt) under the reference of the responses at the wanted places, nats.
+
+    Args:
+        samples: the pool that the responses are from.
+        wanted: (prompt_id, sample_index) of the responses.
+        model: the reference; with `dpo.reference` = sampler it is the model that drew them.
+        dpo: a reference-free loss gets none; a response that does not fit into `dpo.max_tokens` has none.
+
+    Returns:
+        The log-probabilities, and with `dpo.reference` = sampler how far they are from computed ones (`sampler_error`).
+
+    Raises:
+        ValueError: when the sampler's are asked for and a response has none.
+    """
+    if dpo.reference_free:
+        return {}, None
+    if dpo.reference == "recompute":
+        return log_probabilities(samples, wanted, model, dpo, run, "reference"), None
+    drawn = sampler_logprobs(samples, wanted)
+    checked = set(sorted(wanted)[:: max(1, len(wanted) // CHECKED)][:CHECKED])
+    computed = log_probabilities(samples, checked, model, dpo, run, "reference check")
+    return drawn, sampler_error((drawn[place], value) for place, value in computed.items())
+
+
+def sampler_logprobs(samples: Samples, wanted: set[Place]) -> dict[Place, float]:
+    """The log-probabilities that the sampler gave the responses at (prompt_id, sample_index), nats.
+
+    Raises:
+        ValueError: when a response has none.
+    """
+    found = {place: row["logprob"] for place, row in rows_at(samples, wanted, ["logprob"]).items()}
+    if unknown := sorted(place for place, value in found.items() if value is None):
+        raise ValueError(
+            "dpo.reference must be recompute where the pool has no log-probabilities, got sampler: "
+            f"{len(unknown)} responses have none, the first {unknown[0]}"
+        )
+    return found
+
+
+def sampler_error(pairs: Iterable[tuple[float, float]]) -> dict[str, float]:
+    """How far the sampler's log-probabilities are from the computed ones, nats a response.
+
+    Args:
+        pairs: (the sampler's, computed) of each response that is compared.
+
+    Returns:
+        {"responses": how many, "mean": of the difference, "mean_absolute", "largest"}: NaN where none is compared.
+    """
+    differences = np.array([drawn - computed for drawn, computed in pairs], dtype=np.float64)
+    if not len(differences):
+        return {"responses": 0, "mean": float("nan"), "mean_absolute": float("nan"), "largest": float("nan")}
+    absolute = np.abs(differences)
+    return {
+        "responses": len(differences),
+        "mean": float(differences.mean()),
+        "mean_absolute": float(absolute.mean()),
+        "largest": float(absolute.max()),
+    }
+
+
+def log_probabilities(
+    samples: Samples, wanted: set[Place], model: Model, dpo: DPO, run: Run, title: str
+) -> dict[Place, float]:
+    """The log-probability under `model` of the responses at (prompt_id, sample_index), computed once and kept as rows.
+
+    The rows are shared by every strategy, n and beta: their key is the model's content, the numerics, the truncation
+    and the pool. Parts are appended; a row that stands in two parts is harmless.
+    """
+    started = time.monotonic()
+    name = logprob_key(model, dpo, samples.key)
+    provenance = {"model": to_config(model), "dpo": to_config(dpo), "samples": samples.key}
+    folder = run.store.artefact("logprobs", name, provenance)
+    run.missing(folder.glob("*.parquet"), LOGPROBS)
+    known, too_long = _read_logprobs(folder)
+    todo = sorted(wanted - known.keys() - too_long)
+    if todo:
+        messages = dict(zip(samples.prompt_ids, samples.prompts["messages"].to_pylist(), strict=True))
+        rows = rows_at(samples, set(todo), ["token_ids"])
+        table = pa.Table.from_pylist([{**rows[place], "messages": messages[place[0]]} for place in todo])
+        path = run.folder / "jobs" / f"{title.replace(' ', '-')}-rows.parquet"
+        write_tile(path, table, {})
+        job = {
+            "model": to_config(model),
+            "dpo": to_config(dpo),
+            "probe": samples.probe,
+            "rows": str(path),
+            "parts": str(folder),
+        }
+        run.work(title, "sweetspot.logprob", job, dpo.environment())
+        known, too_long = _read_logprobs(folder)
+    run.did(title, "rows", len(todo), len(wanted) - len(todo), started)
+    return {place: known[place] for place in wanted if place in known}
+
+
+def logprob_key(model: Model, dpo: DPO, samples_key: str) -> str:
+    """The key of log-probabilities: content and template of the model, numerics, truncation, and the pool.
+
+    Strategy, n, beta and everything else of training leave it alone.
+    """
+    numerics = {name: getattr(dpo, name) for name in ("dtype", "autocast", "max_tokens", "max_prompt_tokens")}
+    return key(model, numerics, samples_key)
+
+
+def _read_logprobs(folder: Path) -> tuple[dict[Place, float], set[Place]]:
+    """The rows of all parts by (prompt_id, sample_index), and the places of responses that are too long to have one."""
+    known: dict[Place, float] = {}
+    too_long: set[Place] = set()
+    for path in sorted(folder.glob("*.parquet")):
+        table, facts = read_tile(path, LOGPROBS)
+        columns = table.select(["prompt_id", "sample_index", "logprob"]).to_pydict()
+        places = zip(columns["prompt_id"], columns["sample_index"], strict=True)
+        known |= dict(zip(places, columns["logprob"], strict=True))
+        too_long |= {(prompt, index) for prompt, index in facts["too_long"]}
+    return known, too_long
