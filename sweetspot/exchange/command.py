@@ -11,7 +11,8 @@ from sweetspot.exchange import check, exporting, importing, inventory, show
 from sweetspot.launch import Launch, WorkerError
 from sweetspot.logger import Nowhere
 from sweetspot.model import EMBEDDED, Model
-from sweetspot.stages.run import Run, embedded_folder
+from sweetspot.stages.prepare import embedded_folder
+from sweetspot.stages.run import Run
 from sweetspot.store import Store, StoreError
 
 HOUR, DAY = 3600.0, 86400.0

@@ -73,9 +73,10 @@ def stirred(network: Any, dpo: DPO) -> Generator[None]:
     with torch.no_grad():
         for weight in new:
             weight.copy_(torch.randn(weight.shape, generator=stream) * STIR)
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        with torch.no_grad():
             for weight in new:
                 weight.zero_()
 
@@ -89,7 +90,7 @@ def save_policy(network: Any, output: Path, dpo: DPO, forward: Forward, groups: 
     if dpo.adapter is None:
         network.save_pretrained(output)
         return
-    network.save_pretrained(output / ADAPTER)
+    network.save_pretrained(output / ADAPTER, save_embedding_layers=False)  # adapters alone: nothing else has changed
     unmerged = _logprobs(network, groups, forward)
     merged = network.merge_and_unload(safe_merge=True)
     worst = (_logprobs(merged, groups, forward) - unmerged).abs().max().item()
