@@ -38,11 +38,14 @@ class Conversations:
 
     def identity(self) -> dict[str, Any]:
         """The content of the file, wherever it lies, or the data set, its revision and its part; and the limit."""
-        plain = field_identity(self)
+        plain, file = field_identity(self), Path(self.path).expanduser()
+        if file.exists() and not (self.is_file and file.is_file()):
+            raise ValueError(
+                f"model.sft.data.path must be a file ending in {' or '.join(FILES)}, or a hub id, got {self.path}"
+            )
         if not self.is_file:
             return plain
-        file = Path(self.path).expanduser()
-        if not file.is_file():
+        if not file.exists():
             raise ValueError(f"model.sft.data.path must be an existing file or a hub id, got {self.path}")
         with file.open("rb") as opened:
             content = hashlib.file_digest(opened, "sha256").hexdigest()

@@ -55,7 +55,7 @@ def test_the_answers_and_their_ends_are_learned_and_nothing_else() -> None:
 
 def test_what_the_template_puts_behind_an_end_is_read_and_not_learned(tiny_base: Model, tmp_path: Path) -> None:
     """ChatML ends a turn by <|im_end|> and a line break, of which sampling never sees the second."""
-    tokenizer = chat_tokenizer(tiny_base, tiny.sft(tmp_path))
+    tokenizer = chat_tokenizer(tiny_base, tiny.sft(tmp_path / "talk"))
     ids, answers = tokens_of(tokenizer, _turns(TALK), [0, END])
     assert [tokenizer.decode(ids[slice(*answer)]) for answer in answers] == [f"{text}<|im_end|>" for _, text in TALK]
     assert ids[answers[0][1]] == tokenizer("\n")["input_ids"][0]
@@ -64,8 +64,8 @@ def test_what_the_template_puts_behind_an_end_is_read_and_not_learned(tiny_base:
 
 def test_a_system_prompt_stands_before_conversations_that_have_none(tiny_base: Model, tmp_path: Path) -> None:
     polite = dataclasses.replace(tiny_base, system_prompt="Be brief.")
-    tokenizer = chat_tokenizer(polite, tiny.sft(tmp_path))
-    (found,), _ = training_conversations([_turns(TALK)], polite, tokenizer, tiny.sft(tmp_path))
+    tokenizer = chat_tokenizer(polite, tiny.sft(tmp_path / "talk"))
+    (found,), _ = training_conversations([_turns(TALK)], polite, tokenizer, tiny.sft(tmp_path / "talk"))
     assert tokenizer.decode(found.ids).startswith("<|im_start|>system\nBe brief.<|im_end|>")
 
 
@@ -73,7 +73,7 @@ def test_a_long_conversation_loses_its_last_turns_and_one_whose_answer_does_not_
     tiny_base: Model, tmp_path: Path
 ) -> None:
     """The first answer ends at token 48, the second behind it: with 60 tokens the second goes, with 20 both."""
-    settings = tiny.sft(tmp_path)
+    settings = tiny.sft(tmp_path / "talk")
     tokenizer = chat_tokenizer(tiny_base, settings)
     whole, answers = tokens_of(tokenizer, _turns(TALK), [END])
     first, second = (stop for _, stop in answers)
@@ -163,7 +163,7 @@ def test_a_template_that_cannot_be_learned_is_refused_in_one_line(
     changes: dict[str, Any], text: str, tiny_base: Model, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=text) as refused:
-        chat_tokenizer(tiny_base, tiny.sft(tmp_path, **changes))
+        chat_tokenizer(tiny_base, tiny.sft(tmp_path / "talk", **changes))
     assert "\n" not in str(refused.value)
 
 
@@ -181,8 +181,10 @@ def test_a_base_that_begins_every_text_with_bos_wants_one_from_the_template(tiny
     without = turns + "<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     assert read_tokenizer(base)("a")["input_ids"][0] == 1
     with pytest.raises(TemplateError, match=r"begins every text with BOS \(id 1\), and the template does not"):
-        chat_tokenizer(base, tiny.sft(tmp_path, chat_template=without))
-    assert chat_tokenizer(base, tiny.sft(tmp_path, chat_template="{{ bos_token }}" + without)).eos_token_id == END
+        chat_tokenizer(base, tiny.sft(tmp_path / "talk", chat_template=without))
+    assert (
+        chat_tokenizer(base, tiny.sft(tmp_path / "talk", chat_template="{{ bos_token }}" + without)).eos_token_id == END
+    )
 
 
 # --- data and settings -----------------------------------------------------------------------------------------------
@@ -229,6 +231,10 @@ def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
     missing = dataclasses.replace(empty, path="nowhere.jsonl")
     with pytest.raises(ValueError, match=r"model.sft.data.path must be an existing file or a hub id, got nowhere"):
         key(missing)
+    (tmp_path / "talk.json").write_text("[]")
+    for other in (tmp_path, tmp_path / "talk.json"):
+        with pytest.raises(ValueError, match=r"must be a file ending in .jsonl or .parquet, or a hub id, got /"):
+            key(dataclasses.replace(empty, path=str(other)))
 
 
 @pytest.mark.parametrize(
@@ -272,7 +278,7 @@ def test_a_key_holds_the_content_of_data_and_template_and_not_their_places(tiny_
 
 
 def test_the_loss_falls_and_the_model_has_template_and_end_of_turn(tiny_base: Model, tmp_path: Path) -> None:
-    settings = tiny.sft(tmp_path, dtype="float32", epochs=3, learning_rate=3e-3)
+    settings = tiny.sft(tmp_path / "talk", dtype="float32", epochs=3, learning_rate=3e-3)
     history, events = _train(tmp_path, tiny_base, settings)
     assert [row["step"] for row in history] == list(range(1, 10))
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
@@ -309,7 +315,7 @@ def test_the_loss_falls_and_the_model_has_template_and_end_of_turn(tiny_base: Mo
 @pytest.mark.usefixtures("exact_norms")
 def test_the_first_loss_is_the_mean_over_the_tokens_of_the_step(tiny_base: Model, tmp_path: Path) -> None:
     """All 10 conversations in one step: the sum of their answers' NLL over the number of their answer tokens."""
-    settings = tiny.sft(tmp_path, batch_size=10, device_batch_size=5, epochs=1)
+    settings = tiny.sft(tmp_path / "talk", batch_size=10, device_batch_size=5, epochs=1)
     history, _ = _train(tmp_path, tiny_base, settings)
     rows, _ = training_conversations(_talks(), tiny_base, chat_tokenizer(tiny_base, settings), settings)
     network = load_causal(tiny_base, "float64")
@@ -327,8 +333,8 @@ def test_how_a_step_is_cut_into_forward_passes_changes_nothing(
     changes: dict[str, Any], tiny_base: Model, tmp_path: Path
 ) -> None:
     """Conversations of unlike length in steps of 4, 4 and 2: a mean of means would weigh tokens unequally."""
-    whole, _ = _train(tmp_path / "whole", tiny_base, tiny.sft(tmp_path))
-    cut, _ = _train(tmp_path / "cut", tiny_base, tiny.sft(tmp_path, **changes))
+    whole, _ = _train(tmp_path / "whole", tiny_base, tiny.sft(tmp_path / "talk"))
+    cut, _ = _train(tmp_path / "cut", tiny_base, tiny.sft(tmp_path / "talk", **changes))
     for ours, theirs in zip(whole, cut, strict=True):
         assert ours == pytest.approx(theirs, rel=0, abs=1e-9)
 
@@ -337,7 +343,7 @@ def test_how_a_step_is_cut_into_forward_passes_changes_nothing(
 def test_a_killed_training_goes_on_to_the_undisturbed_curve_and_model(
     step: int, tiny_base: Model, tmp_path: Path
 ) -> None:
-    settings = tiny.sft(tmp_path, dtype="float32")
+    settings = tiny.sft(tmp_path / "talk", dtype="float32")
     undisturbed, _ = _train(tmp_path / "undisturbed", tiny_base, settings)
     with pytest.raises(KilledError):
         _train(tmp_path / "killed", tiny_base, settings, killed_at=step)
@@ -351,7 +357,7 @@ def test_a_killed_training_goes_on_to_the_undisturbed_curve_and_model(
 
 
 def test_a_model_that_was_finished_but_not_tidied_is_only_tidied(tiny_base: Model, tmp_path: Path) -> None:
-    settings = tiny.sft(tmp_path, epochs=1)
+    settings = tiny.sft(tmp_path / "talk", epochs=1)
     _train(tmp_path, tiny_base, settings)
     (tmp_path / "model" / "checkpoints").mkdir()
     _, events = _train(tmp_path, tiny_base, settings)
