@@ -16,6 +16,7 @@ from sweetspot.stages.run import Run
 from sweetspot.store import Store, StoreError
 
 HOUR, DAY = 3600.0, 86400.0
+LEASE = 300.0  # seconds that the lease on a converted model lives without a heartbeat
 UNITS = {"s": 1.0, "m": 60.0, "h": HOUR, "d": DAY}
 EXAMPLES = """examples:
   python -m sweetspot.store ls                                  pools, rewards, pairs and policies
@@ -202,7 +203,8 @@ def _import(root: Path, asked: argparse.Namespace) -> int:
     )
     if model.path == EMBEDDED:
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(store, Path(folder), Launch(threads=None), Nowhere(), remake_corrupt=False)
+            launch = Launch(threads=None, devices=None, lease_seconds=LEASE)
+            run = Run(store, Path(folder), launch, Nowhere(), remake_corrupt=False)
             model = model.at(embedded_folder(run))
     fields = {part: getattr(asked, f"{part}_field") for part in ("prompt", "responses", "rewards")}
     request = importing.Request(asked.files, fields, model, asked.seed, asked.rendered, asked.skip_bad_rows)
