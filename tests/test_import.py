@@ -378,3 +378,13 @@ def test_the_command_imports_and_refuses_in_lines(
     assert lines[1] == "  b.jsonl row 2: rewards must be as many as the 2 responses, got 1"
     assert command.main([*store, "import", str(tmp_path / "c.jsonl"), "--model", str(tiny_policy)]) == 1
     assert "FILE must be an existing file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_responses_of_the_embedded_model_are_imported_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "Hi?", "responses": ["a", "b"]}) + "\n")
+    store = str(tmp_path / "store")
+    assert command.main(["--store", store, "import", str(tmp_path / "a.jsonl"), "--model", "embedded"]) == 0
+    assert "1 prompts, 2 responses each" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +22,7 @@ from sweetspot.reward_model import SequenceClassifier
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
 from sweetspot.stages import Rewards, Run, Samples, sample, score, select, train
 from sweetspot.stages.pool import rows_at
+from sweetspot.stages.prepare import make_once
 from sweetspot.stages.reference import logprob_key, sampler_error
 from sweetspot.store import Store, read_tile, write_tile
 from sweetspot.strategy import PositionPair, paper_pairs
@@ -293,3 +295,41 @@ def test_overlapping_prompt_sets_and_uneven_blocks_share_one_pool(
     assert {place: row["response"] for place, row in rows_at(even, wanted, ["response"]).items()} == {
         place: texts[place] for place in wanted
     }
+
+
+def test_a_model_that_two_runs_want_is_made_by_one_and_awaited_by_the_other(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, begun, go_on = run.store.folder("models", "m"), threading.Event(), threading.Event()
+    run.launch = replace(run.launch, lease_seconds=3)
+    made: list[bool] = []
+
+    def make() -> None:
+        begun.set()
+        assert go_on.wait(60)
+        folder.mkdir()
+
+    first, second = (threading.Thread(target=lambda: made.append(make_once(folder, make, run))) for _ in range(2))
+    first.start()
+    assert begun.wait(60)
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()
+    go_on.set()
+    first.join(60)
+    second.join(60)
+    assert sorted(made) == [False, True]
+    assert "waiting for" in capsys.readouterr().err
+    assert not list(folder.parent.glob(".*lease*"))
+
+
+def test_a_model_that_could_not_be_made_is_free_for_the_next_run(run: Run) -> None:
+    folder = run.store.folder("models", "m")
+
+    def fail() -> None:
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        make_once(folder, fail, run)
+    assert make_once(folder, folder.mkdir, run)
+    assert not make_once(folder, fail, run)
