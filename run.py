@@ -243,7 +243,7 @@ def _stages(
         if not settings.reaches("select"):
             return
         pairs = stages.select(rewards, settings.strategy, settings.ignore_duplicates, run)
-        found["pairs"] = manifests.of_pairs(pairs, _strategy_name(settings.strategy))
+        found["pairs"] = manifests.of_pairs(pairs, settings.strategy)
         if not settings.reaches("train"):
             return
         reference = start if settings.dpo.reference_model == "first" else model
@@ -274,12 +274,6 @@ def _tell(error: Exception) -> NoReturn:
     if WANTS_TRACE:
         raise error
     sys.exit(f"error: {' '.join(str(error).split())}")
-
-
-def _strategy_name(strategy: Any) -> str:
-    return (
-        f"({strategy.chosen}, {strategy.rejected})" if isinstance(strategy, PositionPair) else type(strategy).__name__
-    )
 
 
 def _bias(settings: Settings, samples: Samples) -> list[str]:
