@@ -132,7 +132,8 @@ def _bench_lines(found: Facts) -> list[tuple[str, str]]:
         )
         for one in found["parts"]
     ]
-    scale = f"{number(found['calibration_scale'])}, {number(found['calibration_loss'])} nats a pair (0.693 for a coin)"
+    interval = f"95%: {number(found['calibration_low'])} to {number(found['calibration_high'])}"
+    scale = f"{number(found['calibration_scale'])} ({interval}), {number(found['calibration_loss'])} nats a pair (0.693 for a coin)"
     return [*lines, ("calibrating scale", scale)]
 
 
