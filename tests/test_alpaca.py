@@ -113,7 +113,7 @@ def test_what_would_stop_a_run_at_its_end_stops_it_at_its_start(tmp_path: Path) 
         check({"alpaca": evaluation(tmp_path, gamed_path="nowhere.csv")})
     with pytest.raises(ValueError, match="must have 805 rows"):
         check({"alpaca": evaluation(tmp_path, baseline_path=str(written(tmp_path, ROWS[:9], "few.json")))})
-    with pytest.raises(ValueError, match="eval.judge.base_url must be the address of an OpenAI-compatible judge"):
+    with pytest.raises(ValueError, match=r"eval.judge.base_url must be the address of an OpenAI-compatible judge"):
         check({"alpaca": evaluation(tmp_path)})
 
 
@@ -139,7 +139,7 @@ def test_difficulties_that_will_be_needed_are_read_before_the_run_and_another_or
     with JudgeServer() as server:
         fields = {"judge": judge(server.url), "gamed_path": gamed}
         there = evaluation(tmp_path, **fields, baseline_path=str(written(tmp_path, published, "there.json")))
-        with pytest.raises(ValueError, match="eval.gamed_path must have the columns"):
+        with pytest.raises(ValueError, match=r"eval.gamed_path must have the columns"):
             check({"alpaca": there})
         back = evaluation(tmp_path, **fields, baseline_path=str(written(tmp_path, published[::-1], "back.json")))
         assert "alpaca: not the 805 published prompts in their order" in check({"alpaca": back})[0]
