@@ -151,7 +151,7 @@ class RewardJudge:
     """A reward model as a judge: preference = sigmoid(scale x (reward of the policy's - reward of the baseline's)).
 
     `scale` calibrates it: the value that makes its preferences as sure as people are, which `eval=reward_bench_local`
-    fits. Free, and only as good as the reward model.
+    fits with an interval. Free, and only as good as the reward model.
     """
 
     version: ClassVar[int] = 1
