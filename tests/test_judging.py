@@ -195,7 +195,7 @@ def test_a_judge_that_lists_no_models_only_has_to_answer() -> None:
 
 @pytest.mark.parametrize("address", ["localhost:8000/v1", "http://", "http://host:port/v1", "ftp://host/v1"])
 def test_an_address_that_is_none_is_refused_when_the_judge_is_made(address: str) -> None:
-    with pytest.raises(ValueError, match="base_url must be http:// or https:// with a host"):
+    with pytest.raises(ValueError, match="base_url must start with http:// or https:// and name a host"):
         judge(address)
 
 

@@ -68,7 +68,7 @@ def test_the_calibrating_scale_is_that_of_the_logistic_law() -> None:
 
 
 def test_the_interval_of_the_scale_holds_the_known_one_and_is_wider_for_pairs_of_one_prompt() -> None:
-    rng, held = np.random.default_rng(1), 0
+    rng, held, margins = np.random.default_rng(1), 0, np.zeros(300)
     prompts = [str(number) for number in range(300)]
     for _ in range(400):  # a scale of 0.5: nineteen in twenty intervals hold it
         margins = rng.normal(0, 4, size=300)

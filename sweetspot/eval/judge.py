@@ -56,7 +56,7 @@ class OpenAIJudge:
 
     def __post_init__(self) -> None:
         if not _well_formed(self.base_url):
-            raise ValueError(f"base_url must be http:// or https:// with a host and maybe a port, got {self.base_url}")
+            raise ValueError(f"base_url must start with http:// or https:// and name a host, got {self.base_url}")
 
     def key(self) -> str:
         """The key to send.
