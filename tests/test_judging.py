@@ -144,15 +144,15 @@ def test_arena_hard_asks_both_orders_through_the_same_loop(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("faults", "words", "most"),
     [
-        ({"text": 1.0}, "the test request was answered without a verdict: 'I like both.' without log-prob", 8),
-        ({"no_logprobs": 1.0}, "without log-probabilities", 8),
+        ({"text": 1.0}, "the test request was answered without a verdict: 'I like both.' without log-prob", 2),
+        ({"no_logprobs": 1.0}, "without log-probabilities", 2),
         ({"quota": 1.0}, "exceeded your current quota", 1),
         ({"500": 1.0}, "The server had an error", 8),
         ({"html": 1.0}, "no chat completion: '<html><body>Bad gateway", 8),
         ({"drop": 1.0}, "cannot be reached", 8),
     ],
 )
-def test_a_judge_that_cannot_judge_ends_in_one_line_after_one_request(
+def test_a_judge_that_cannot_judge_ends_in_one_line_after_two_answers_at_most(
     tmp_path: Path, faults: dict[str, float], words: str, most: int
 ) -> None:
     with JudgeServer(faults) as server, pytest.raises(ValueError) as stopped:
@@ -183,6 +183,20 @@ def test_an_unreachable_address_and_a_refused_key_or_model_end_in_one_line(
         assert server.requests == 1
     with pytest.raises(ValueError, match="must be the address of an OpenAI-compatible judge"):
         judge("http://127.0.0.1:9/v1").check()
+    with pytest.raises(ValueError, match="must be the address of an OpenAI-compatible judge"):
+        judge("http://127.0.0.1:9/v1", lists_models=False).check()
+
+
+def test_a_judge_that_lists_no_models_only_has_to_answer() -> None:
+    with JudgeServer() as server:
+        judge(server.url.removesuffix("/v1"), lists_models=False).check()
+        assert server.requests == 0
+
+
+@pytest.mark.parametrize("address", ["localhost:8000/v1", "http://", "http://host:port/v1", "ftp://host/v1"])
+def test_an_address_that_is_none_is_refused_when_the_judge_is_made(address: str) -> None:
+    with pytest.raises(ValueError, match="base_url must start with http:// or https:// and name a host"):
+        judge(address)
 
 
 @pytest.mark.slow

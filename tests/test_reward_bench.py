@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sweetspot.component import build
-from sweetspot.eval.reward_bench import Pair, RewardBench, calibrated, figures, of_rows, read
+from sweetspot.eval.reward_bench import Pair, RewardBench, calibrated, figures, of_rows, read, scale_interval
 
 CLASSIFIER = {
     "_target_": "sweetspot.reward_model.SequenceClassifier",
@@ -65,6 +65,21 @@ def test_the_calibrating_scale_is_that_of_the_logistic_law() -> None:
     scale, loss = calibrated(np.where(agreed, truth, -truth) / 3.0)  # a reward in units three times as large
     assert scale == pytest.approx(3.0, rel=0.1)
     assert loss < np.log(2)
+
+
+def test_the_interval_of_the_scale_holds_the_known_one_and_is_wider_for_pairs_of_one_prompt() -> None:
+    rng, held, margins = np.random.default_rng(1), 0, np.zeros(300)
+    prompts = [str(number) for number in range(300)]
+    for _ in range(400):  # a scale of 0.5: nineteen in twenty intervals hold it
+        margins = rng.normal(0, 4, size=300)
+        margins = np.where(rng.uniform(size=300) < 1 / (1 + np.exp(-0.5 * margins)), margins, -margins)
+        low, high = scale_interval(calibrated(margins)[0], margins, prompts)
+        held += low <= 0.5 <= high
+    assert 0.91 <= held / 400 <= 0.98
+    scale, _ = calibrated(margins)
+    once = np.diff(scale_interval(scale, margins, prompts))
+    thrice = np.diff(scale_interval(scale, np.tile(margins, 3), prompts * 3))
+    assert thrice == pytest.approx(once)  # three copies of each pair say nothing new
 
 
 def test_halves_are_disjoint_by_prompt_and_a_limit_cuts_each_source(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from sweetspot.eval.judge import OpenAIJudge
 
 TRANSIENT = (408, 409, 425, 429)  # and every 5xx
 LONGEST_PAUSE = 60.0  # seconds
+TEST_ANSWERS = 2  # answers without a verdict, each paid, after which the test request gives the judge up
 Verdict = Callable[[Mapping[str, Any]], float | None]
 Progress = Callable[[int, int, float], None]
 
@@ -114,6 +115,7 @@ class _Session:
 
     async def _settle(self, key: str, body: dict[str, Any], test: bool = False) -> None:
         """Ask until there is a verdict; a fault of the last attempt stops everything, no verdict only in the test."""
+        unusable = 0
         for attempt in range(self.judge.attempts):
             if self.stopped:
                 return
@@ -135,7 +137,8 @@ class _Session:
                 return
             self.spent["unusable"] += 1
             self.answers.set_aside(key, answer)
-            if test and attempt + 1 == self.judge.attempts:
+            unusable += 1
+            if test and (unusable == TEST_ANSWERS or attempt + 1 == self.judge.attempts):
                 self.stopped = f"the test request was answered without a verdict: {_shown(answer)}"
 
     def _pause(self, attempt: int) -> float:

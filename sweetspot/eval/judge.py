@@ -3,10 +3,12 @@
 A judge's fields are its identity: results of two judges have different keys and are never compared with each other.
 """
 
+import http.client
 import json
 import math
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -53,8 +55,8 @@ class OpenAIJudge:
     price_out: float = runtime(ge=0)
 
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url must start with http:// or https://, got {self.base_url}")
+        if not _well_formed(self.base_url):
+            raise ValueError(f"base_url must start with http:// or https:// and name a host, got {self.base_url}")
 
     def key(self) -> str:
         """The key to send.
@@ -71,23 +73,27 @@ class OpenAIJudge:
     def check(self) -> None:
         """Refuse a judge that cannot be asked: no key, no such address, a key or model that the address refuses.
 
+        Nothing is paid: the address is asked for its models. Of one that does not list them any answer will do.
+
         Raises:
             ValueError: one line.
         """
-        key = self.key()
-        if not self.lists_models:
-            return
         asked = urllib.request.Request(
-            f"{self.base_url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"}
+            f"{self.base_url.rstrip('/')}/models", headers={"Authorization": f"Bearer {self.key()}"}
         )
         try:
             with urllib.request.urlopen(asked, timeout=REACH_SECONDS) as answer:
-                found = json.loads(answer.read())
+                content = answer.read()
+            if not self.lists_models:
+                return
+            found = json.loads(content)
             models = [row["id"] for row in found["data"]]
         except urllib.error.HTTPError as error:
             error.close()
+            if not self.lists_models:
+                return
             raise ValueError(f"eval.judge.base_url: {asked.full_url} answered {error.code} {error.reason}") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"eval.judge.base_url must be the address of an OpenAI-compatible judge, got {self.base_url} ({error})"
             ) from None
@@ -145,7 +151,7 @@ class RewardJudge:
     """A reward model as a judge: preference = sigmoid(scale x (reward of the policy's - reward of the baseline's)).
 
     `scale` calibrates it: the value that makes its preferences as sure as people are, which `eval=reward_bench_local`
-    fits. Free, and only as good as the reward model.
+    fits with an interval. Free, and only as good as the reward model.
     """
 
     version: ClassVar[int] = 1
@@ -156,6 +162,15 @@ class RewardJudge:
     def __post_init__(self) -> None:
         if not isinstance(self.reward_model, RewardModel):
             raise ValueError(f"reward_model must be a reward model, got {type(self.reward_model).__name__}")
+
+
+def _well_formed(address: str) -> bool:
+    """Whether it is an address that can be asked."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # a port that is no number
+        return False
 
 
 def forecast(judge: OpenAIJudge, characters: Iterator[int] | list[int], tokens_out: int) -> dict[str, float]:

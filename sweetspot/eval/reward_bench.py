@@ -26,7 +26,7 @@ class RewardBench:
     `gold` half 1, so the other half says what each is worth.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: the calibrating scale has an interval
     reward_model: Any
     folder: str = Field(min_length=1)
     files: dict[str, str] = Field(min_length=1)
@@ -144,6 +144,7 @@ def figures(pairs: Sequence[Pair], margins: Floats, resamples: int, seed: int) -
     sources = list(dict.fromkeys(pair.source for pair in pairs))
     parts |= {source: np.array([pair.source == source for pair in pairs]) for source in sources}
     scale, loss = calibrated(margins)
+    low, high = scale_interval(scale, margins, [pair.prompt for pair in pairs])
     return {
         "n_pairs": len(pairs),
         "n_prompts": len({pair.prompt for pair in pairs}),
@@ -151,6 +152,8 @@ def figures(pairs: Sequence[Pair], margins: Floats, resamples: int, seed: int) -
             {"name": name, **part(pairs, margins, kept, resamples, seed)} for name, kept in parts.items() if kept.any()
         ],
         "calibration_scale": scale,
+        "calibration_low": low,
+        "calibration_high": high,
         "calibration_loss": loss,  # nats a pair; ln 2 = 0.693 for a coin
     }
 
@@ -194,3 +197,13 @@ def calibrated(margins: Floats) -> tuple[float, float]:
         lambda power: float(np.logaddexp(0, -margins * 10**power / size).mean()), bounds=(-4, 4), method="bounded"
     )
     return 10 ** float(found.x) / size, float(found.fun)
+
+
+def scale_interval(scale: float, margins: Floats, prompts: Sequence[str]) -> tuple[float, float]:
+    """The 95% interval of the calibrating scale: the logistic regression's sandwich error, clustered by prompt."""
+    sure = 1 / (1 + np.exp(-scale * margins))
+    _, owner = np.unique(np.array(prompts), return_inverse=True)
+    scores = np.bincount(owner, weights=margins * (1 - sure))  # the slope of each prompt's log likelihood
+    information = float((margins**2 * sure * (1 - sure)).sum())
+    error = float(np.sqrt((scores**2).sum())) / information if information else float("nan")
+    return scale - 1.96 * error, scale + 1.96 * error

@@ -132,7 +132,9 @@ def _bench_lines(found: Facts) -> list[tuple[str, str]]:
         )
         for one in found["parts"]
     ]
-    scale = f"{number(found['calibration_scale'])}, {number(found['calibration_loss'])} nats a pair (0.693 for a coin)"
+    between = interval(found["calibration_low"], found["calibration_high"], number)
+    loss = f"{number(found['calibration_loss'])} nats a pair (0.693 for a coin)"
+    scale = f"{number(found['calibration_scale'])} ({between}), {loss}"
     return [*lines, ("calibrating scale", scale)]
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from sweetspot.component import identity, key, to_config
 from sweetspot.eval import alpaca, arena
 from sweetspot.eval.alpaca import AlpacaEval
-from sweetspot.eval.alpaca_metrics import digest
+from sweetspot.eval.alpaca_metrics import digest, published_order, regulariser
 from sweetspot.eval.arena import ArenaHard
 from sweetspot.eval.benchmark import Baseline
 from sweetspot.eval.judge import OpenAIJudge, RewardJudge, forecast
@@ -171,15 +171,14 @@ def score_texts(title: str, rows: list[tuple[list[dict[str, str]], str]], reward
 
 
 def preflight(name: str, evaluation: AlpacaEval | ArenaHard) -> list[str]:
-    """What a user should know before a run that ends in a judged benchmark; files are read, nobody is asked.
+    """What a user should know before a run that ends in a judged benchmark; files are read, and nothing is paid.
 
     Raises:
-        ValueError: for a file that cannot be used, or a price above `max_cost`; one line.
+        ValueError: for a file that cannot be used, a price above `max_cost`, or a judge without its key, at an address
+            that does not answer, or that the address does not serve; one line.
     """
     baseline, gamed = source(evaluation)
-    told: list[str] = []
-    if isinstance(evaluation, AlpacaEval) and gamed is None:
-        told.append(f"{name}: df_gamed.csv was not found, so there is a win rate and no length-controlled one")
+    told = length_control(name, baseline, gamed) if isinstance(evaluation, AlpacaEval) else []
     if len(baseline.instructions) < baseline.whole:
         told.append(f"{name}: {len(baseline.instructions)} of {baseline.whole} prompts: a partial result, without LC")
     if not isinstance(evaluation.judge, OpenAIJudge):
@@ -195,8 +194,20 @@ def preflight(name: str, evaluation: AlpacaEval | ArenaHard) -> list[str]:
     if evaluation.max_cost is not None and plan["price"] > evaluation.max_cost:
         raise ValueError(f"eval.max_cost must cover judging by {judge.name} ({what}), got {evaluation.max_cost:g}")
     told.append(f"{name}: judging by {judge.name} takes {what}, if answers are as long as the baseline's")
-    try:
-        judge.key()
-    except ValueError as error:
-        told.append(f"{error}; the run will stop before it judges")
+    judge.check()
     return told
+
+
+def length_control(name: str, baseline: Baseline, gamed: Path | None) -> list[str]:
+    """Why there will be no length-controlled rate, if so; a file of difficulties that will be needed is read.
+
+    Raises:
+        ValueError: for one that cannot be used.
+    """
+    if gamed is None:
+        return [f"{name}: df_gamed.csv was not found, so there is a win rate and no length-controlled one"]
+    if published_order(baseline.instructions):
+        regulariser(gamed)
+    elif len(baseline.instructions) == baseline.whole:
+        return [f"{name}: not the 805 published prompts in their order, so there is no length-controlled rate"]
+    return []
