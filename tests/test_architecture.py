@@ -16,7 +16,7 @@ FLOORS = [
     ["data", "dpo", "sampler", "reward_model", "embedded"],
     ["eval", "logprob", "trainer"],
     ["stages"],
-    ["manifest", "report", "exchange"],
+    ["manifest", "report", "exchange", "sweep"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 HEAVY = ["torch", "vllm", "transformers", "deepspeed", "wandb", "accelerate", "datasets", "trl"]
