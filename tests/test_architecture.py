@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    ["component", "strategy", "losses", "progress", "duplicates", "statistics"],
+    ["component", "strategy", "losses", "progress", "duplicates", "statistics", "provenance"],
     ["schema", "store", "launch", "logger", "model", "distribution", "budget"],
     ["lease"],
     ["tile", "fill"],

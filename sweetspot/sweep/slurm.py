@@ -75,7 +75,9 @@ def call(*command: str, timeout: float = TIMEOUT_SECONDS) -> str:
     except subprocess.TimeoutExpired:
         raise ValueError(f"{command[0]} gave no answer in {timeout:.0f} s") from None
     if ended.returncode:
-        raise ValueError(f"{command[0]}: {' '.join((ended.stderr or ended.stdout).split())}")
+        raise ValueError(
+            " ".join((ended.stderr or ended.stdout).split()) or f"{command[0]} ended with {ended.returncode}"
+        )
     return ended.stdout
 
 
