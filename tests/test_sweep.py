@@ -17,7 +17,7 @@ from sweetspot.sweep.check import check_seen, file_system, gpus_of
 from sweetspot.sweep.folder import Attempt, Job, Status, Sweep
 from sweetspot.sweep.launcher import Slurm
 from sweetspot.sweep.outcome import outcomes
-from sweetspot.sweep.points import axes, check_axes, own, point_name, sweep_name
+from sweetspot.sweep.points import axes, check_axes, own, point_name, pool_points, sweep_name
 
 LAUNCHER: dict[str, Any] = {
     "_target_": "sweetspot.sweep.launcher.Slurm",
@@ -36,7 +36,7 @@ def launcher(**changes: Any) -> Slurm:
 
 def sweep_of(folder: Path, *attempts: Attempt) -> Sweep:
     program = folder / "run.py"
-    of = {"_target_": "sweetspot.sweep.launcher.SubmititLocal", "plan": "simple", "dry_run": False, "wait": True}
+    of = {"_target_": "sweetspot.sweep.launcher.SubmititLocal", "dry_run": False, "wait": True}
     job = Job(0, "n_samples=5", ("n_samples=5",), "run", attempts)
     return Sweep(folder, "python run.py -m", "2026-01-01", str(program), str(folder), of, "simple", None, (job,))
 
@@ -202,3 +202,14 @@ def test_a_launcher_that_cannot_be_is_refused_in_one_line(changes: dict[str, Any
     with pytest.raises(ValueError, match=words) as refused:
         launcher(**changes)
     assert "\n" not in str(refused.value)
+
+
+def test_points_that_differ_in_strategy_and_n_share_a_pool_of_the_largest_n_and_a_lonely_point_has_none() -> None:
+    def compose(point: list[str] | tuple[str, ...]) -> dict[str, Any]:
+        values = dict(one.split("=") for one in point)
+        same = {"data": 1, "sampler": 1, "reward_model": 1, "seed": 0, "strategy": values["strategy"]}
+        return {**same, "model": values.get("model", "a"), "n_samples": int(values["n_samples"])}
+
+    points = [[f"n_samples={n}", f"strategy={name}", "until=train"] for n in (5, 50, 20) for name in ("x", "y")]
+    points.append(["n_samples=9", "strategy=x", "model=b"])
+    assert pool_points(points, compose) == [("n_samples=50", "strategy=x", "until=score")]

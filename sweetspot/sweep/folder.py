@@ -156,7 +156,7 @@ def write_status(folder: Path, status: Status) -> None:
 
 def _job(plain: dict[str, Any]) -> Job:
     attempts = tuple(Attempt(**attempt) for attempt in plain["attempts"])
-    return Job(**{**plain, "overrides": tuple(plain["overrides"]), "attempts": attempts})
+    return Job(plain["number"], plain["name"], tuple(plain["overrides"]), plain["part"], attempts)
 
 
 def _replace(path: Path, plain: Mapping[str, Any]) -> None:

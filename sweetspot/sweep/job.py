@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,14 +35,15 @@ def run(folder: str, number: int, slurm: bool) -> None:
 
     Raises:
         JobError: when it fails.
-        SystemExit: with code 75 when it saved at a signal; the batch script then requeues it (`submit`).
+        SystemExit: with code 75 when it ended at a signal; the batch script then requeues it (`submit`). What it had
+            made until then is whole, and its next turn goes on from there.
     """
     sweep = folders.read(Path(folder))
     job = next(one for one in sweep.jobs if one.number == number)
     begun = _begin(sweep, job, slurm)
     (sweep.path(job) / "error.txt").unlink(missing_ok=True)
     code, told, got = _run(command(sweep, job), sweep.directory)
-    if code == REQUEUE:
+    if code == REQUEUE or (code and got):  # SLURM signals the workers too: a run may end at their deaths
         _stop(sweep, job, begun, got)
     if code:
         _fail(sweep, job, begun, code, _reason(sweep.path(job), code, told))
@@ -86,7 +87,7 @@ def _run(arguments: list[str], directory: str) -> tuple[int, list[str], list[int
 
 
 @contextlib.contextmanager
-def _passing_on(process: "subprocess.Popen[str]") -> Iterator[list[int]]:
+def _passing_on(process: "subprocess.Popen[str]") -> Generator[list[int]]:
     """Pass SIGTERM and SIGUSR2 on to the run; the signals that came are in the list."""
     got: list[int] = []
 
@@ -126,7 +127,7 @@ def _stop(sweep: Sweep, job: Job, begun: Status, got: list[int]) -> None:
     if wishes and begun.requeues >= allowed:
         times = begun.requeues + 1
         _fail(sweep, job, begun, REQUEUE, f"reached its time limit {times} times, launcher.requeues is {allowed}")
-    reason = None if wishes else "stopped by a signal after saving"
+    reason = None if wishes else "was stopped by a signal"
     _end(sweep, job, replace(begun, state="requeued" if wishes else "stopped", reason=reason, code=REQUEUE))
     sys.exit(REQUEUE)
 

@@ -14,7 +14,6 @@ Plan = Literal["pooled", "simple"]
 class Local:
     """Every job in turn, in a process of its own on this machine."""
 
-    plan: Plan
     dry_run: bool
 
 
@@ -22,7 +21,6 @@ class Local:
 class SubmititLocal:
     """All jobs at once on this machine, in the background."""
 
-    plan: Plan
     dry_run: bool
     wait: bool
 

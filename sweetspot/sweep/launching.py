@@ -17,7 +17,7 @@ from sweetspot.sweep.check import check
 from sweetspot.sweep.folder import Job, Sweep
 from sweetspot.sweep.launcher import Launcher, Local, Slurm
 from sweetspot.sweep.outcome import Outcome, outcomes
-from sweetspot.sweep.points import axes, check_axes, key_of, point_name
+from sweetspot.sweep.points import axes, check_axes, key_of, point_name, pool_points
 from sweetspot.sweep.submit import submit
 
 POLL_SECONDS = 2.0
@@ -67,7 +67,7 @@ def launch(asked: Asked) -> Sweep:
     if isinstance(launcher, Slurm):
         store = Path(str(asked.compose(asked.points[0])["store"]))
         check(launcher, {"store": store, "hydra.sweep.dir": asked.folder, "run.py": asked.program.parent})
-    sweep = written(asked, keys, launcher.plan)
+    sweep = written(asked, keys, launcher)
     standing = outcomes(sweep)
     wanted = [job.number for job in sweep.jobs if _wanted(standing[job.number])]
     _tell(sweep, standing, wanted)
@@ -90,11 +90,12 @@ def varying(asked: Asked) -> list[str]:
     return list(dict.fromkeys(key_of(one) for point in asked.points for one in point if key_of(one) not in constant))
 
 
-def written(asked: Asked, keys: Sequence[str], plan: str) -> Sweep:
+def written(asked: Asked, keys: Sequence[str], launcher: Launcher) -> Sweep:
     """The sweep that is asked for, with the jobs that its folder has already; nothing is written yet."""
+    plan = launcher.plan if isinstance(launcher, Slurm) else "simple"
     created = datetime.now(UTC).isoformat(timespec="seconds")
     before = folders.read(asked.folder).jobs if (asked.folder / "jobs.json").exists() else ()
-    there = {frozenset(job.overrides): job for job in before}
+    there = {frozenset(job.overrides): job for job in before if job.part == "run"}
     number = max((job.number for job in before), default=-1) + 1
     added: list[Job] = []
     for point in asked.points:
@@ -102,6 +103,10 @@ def written(asked: Asked, keys: Sequence[str], plan: str) -> Sweep:
             name = point_name([one for one in point if key_of(one) in keys]) if keys else "point"
             added.append(Job(number + len(added), name, tuple(point)))
             there[frozenset(point)] = added[-1]
+    pools: list[Job] = []
+    if isinstance(launcher, Slurm) and launcher.plan == "pooled":
+        pools = _pools(asked, before, number + len(added), launcher.pool_jobs)
+    merged = [*before, *pools, *added]
     return Sweep(
         folder=asked.folder.resolve(),
         command=asked.command,
@@ -111,8 +116,16 @@ def written(asked: Asked, keys: Sequence[str], plan: str) -> Sweep:
         launcher=asked.launcher,
         plan=plan,
         commit=provenance.commit(),
-        jobs=(*before, *added),
+        jobs=tuple(sorted(merged, key=lambda job: job.part)),
     )
+
+
+def _pools(asked: Asked, before: Sequence[Job], number: int, count: int) -> list[Job]:
+    """The jobs that fill the shared pools and are not in the sweep yet, numbered from `number`."""
+    there = [job for job in before if job.part == "pool"]
+    known = {job.overrides for job in there}
+    wanted = [one for one in pool_points(asked.points, asked.compose) if one not in known for _ in range(count)]
+    return [Job(number + place, f"pool-{len(there) + place}", one, part="pool") for place, one in enumerate(wanted)]
 
 
 def follow(sweep: Sweep) -> None:

@@ -79,8 +79,7 @@ def _of_slurm(now: slurm.Known | None, status: Status | None, log: Path | None) 
     if now is None:
         return Outcome("failed", "SLURM no longer knows it, and it left no word", host, "")
     if now.state == "CANCELLED":
-        saved = " after saving" if status and status.state == "stopped" else ""
-        return Outcome("stopped", f"was cancelled{saved}", now.node, "")
+        return Outcome("stopped", IN_WORDS["CANCELLED"], now.node, "")
     line = _memory_line(log)
     said = f"ran out of memory: {line}" if line else IN_WORDS.get(now.state, f"{now.state}, exit code {now.reason}")
     return Outcome("failed", said, now.node, "")

@@ -8,6 +8,7 @@ from typing import Any
 from sweetspot.component import build, key
 
 LONGEST = 120  # characters of a name; a file name may have 255 bytes
+POOLED = ("model", "data", "sampler", "reward_model", "seed")  # what decides samples and rewards, but for n
 ELSEWHERE = ("launcher", "launch", "logger", "store", "remake_corrupt")  # where and how fast, not what
 
 
@@ -73,6 +74,25 @@ def result_key(config: Mapping[str, Any]) -> str:
         ValueError: when a component refuses its fields.
     """
     return key({name: _identity(part, name) for name, part in config.items() if name not in ELSEWHERE})
+
+
+def pool_points(
+    points: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], Mapping[str, Any]]
+) -> list[tuple[str, ...]]:
+    """The overrides of runs that fill the pools which the points share, up to the scores of their largest n.
+
+    Points that differ in strategy, training or evaluation share a pool; a pool that serves one point alone is left to
+    it, and so is a point that does not compose.
+    """
+    groups: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
+    for point in points:
+        if compose_key(point, compose) is None:
+            continue
+        config = compose(point)
+        shared = key({name: _identity(config[name], name) for name in POOLED})
+        groups.setdefault(shared, []).append((config["n_samples"], tuple(point)))
+    largest = [max(group, key=lambda one: one[0])[1] for group in groups.values() if len(group) > 1]
+    return [(*(one for one in point if key_of(one) != "until"), "until=score") for point in largest]
 
 
 def check_axes(points: Sequence[Sequence[str]], keys: Sequence[str], compose: Callable[[Sequence[str]], Any]) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 TIMEOUT_SECONDS = 60
-LIVING = frozenset({"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD"})
-LIVING |= frozenset({"RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT", "REQUEUE_FED"})
+LIVING = frozenset(
+    ["PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT", "REQUEUE_FED"]
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def states(ids: Sequence[str]) -> dict[str, Known]:
         return {}
     whole = ",".join(dict.fromkeys(one.partition("_")[0] for one in wanted))
     # -j with an id that SLURM has forgotten is an error, so all of this user's jobs are asked for
-    queue = call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%R|%N|%L")
+    # all states: sacct learns of an end a little later
+    queue = call("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%R|%N|%L")
     found = dict(_queued(line) for line in queue.splitlines() if line)
     if any(one not in found for one in wanted) and shutil.which("sacct"):
         fields = "JobID,State,ExitCode,NodeList"
@@ -84,7 +86,7 @@ def call(*command: str, timeout: float = TIMEOUT_SECONDS) -> str:
 def _queued(line: str) -> tuple[str, Known]:
     name, state, reason, node, left = line.split("|")
     return name, Known(
-        state, reason.strip("()") if state == "PENDING" else "", node, left if state == "RUNNING" else ""
+        state, reason.strip("()") if state != "RUNNING" else "", node, left if state == "RUNNING" else ""
     )
 
 

@@ -17,12 +17,13 @@ from sweetspot.sweep.folder import Attempt, Job, Sweep
 from sweetspot.sweep.launcher import Launcher, Local, Slurm, SubmititLocal
 
 PARTS = ("pool", "run")
-# After the job, in the batch script: one that saved at a signal is requeued. The shell outlives the job, and has
-# scontrol where a container has not; scancel ends it as well, so that what was cancelled stays cancelled.
+# After the job, in the batch script: one that ended at a signal is requeued, also when the signal came before Python's
+# handlers were there (128 + 12). The shell outlives the job, and has scontrol where a container has not; scancel ends
+# the shell as well, so that what was cancelled stays cancelled.
 REQUEUE = [
     "code=$?",
-    f'if [ $code = {jobs.REQUEUE} ]; then scontrol requeue "${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}'
-    '${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"; fi',
+    "task=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
+    f"case $code in {jobs.REQUEUE} | 140) scontrol requeue ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}$task ;; esac",
     "exit $code",
 ]
 
@@ -91,12 +92,13 @@ def _together(sweep: Sweep, chosen: Sequence[Job]) -> list[Attempt]:
 def _slurm(sweep: Sweep, chosen: Sequence[Job], launcher: Slurm, part: str, before: Sequence[str]) -> list[Attempt]:
     """Submit one array (a plain job when there is one), to begin when the jobs `before` have ended well."""
     import submitit
+    from submitit.core.utils import FailedJobError
 
     executor = submitit.SlurmExecutor(folder=_logs(sweep), python=python_command(launcher))
     executor.update_parameters(**parameters(launcher, part, before, sweep.folder.name))
     try:
         return _attempts(sweep, chosen, executor, slurm=True)
-    except submitit.core.utils.FailedJobError as error:
+    except FailedJobError as error:
         raise ValueError(f"launcher: {told_by(str(error))}") from None
 
 
