@@ -1,192 +1,152 @@
-"""Sweeps without a cluster: names, axes, the folder, what SLURM's words mean, and what a batch script asks for."""
+"""Sweeps without SLURM: names, the folder, what is refused, the batch script's options, and a local sweep."""
 
+import json
 import os
-import socket
+import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sweetspot.component import build
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep import job as jobs
-from sweetspot.sweep import slurm, submit
 from sweetspot.sweep.check import check_seen, file_system, gpus_of
 from sweetspot.sweep.folder import Attempt, Job, Status, Sweep
-from sweetspot.sweep.launcher import Slurm
+from sweetspot.sweep.launcher import Shape, Slurm
+from sweetspot.sweep.launching import Asked, written
 from sweetspot.sweep.outcome import outcomes
-from sweetspot.sweep.points import axes, check_axes, own, point_name, pool_points, sweep_name
+from sweetspot.sweep.points import axes, check_axes, own, point_name, run_name, sweep_name
+from sweetspot.sweep.submit import parameters, python_command, told_by
 
-LAUNCHER: dict[str, Any] = {
-    "_target_": "sweetspot.sweep.launcher.Slurm",
-    **dict.fromkeys(["partition", "account", "qos", "constraint", "reservation", "exclude", "dependency"]),
-    **dict.fromkeys(["container", "python", "shared", "memory_gb"]),
-    **{"plan": "simple", "dry_run": False, "wait": True, "nodes": 1, "gpus": 0, "cpus": 2, "minutes": 60},
-    "pool": {"_target_": "sweetspot.sweep.launcher.Shape", "gpus": 1, "cpus": 4, "memory_gb": 1.5, "minutes": 30},
-    **{"pool_jobs": 2, "array_parallelism": 3, "signal_seconds": 120, "requeues": 1, "setup": ["module load cuda"]},
-    "more": {"mail-type": "END"},
-}
+ROOT = Path(__file__).parent.parent
 
 
-def launcher(**changes: Any) -> Slurm:
-    return build({**LAUNCHER, **changes}, "launcher")
-
-
-def sweep_of(folder: Path, *attempts: Attempt) -> Sweep:
-    program = folder / "run.py"
-    of = {"_target_": "sweetspot.sweep.launcher.SubmititLocal", "dry_run": False, "wait": True}
-    job = Job(0, "n_samples=5", ("n_samples=5",), "run", attempts)
-    return Sweep(folder, "python run.py -m", "2026-01-01", str(program), str(folder), of, "simple", None, (job,))
-
-
-def test_a_point_is_named_by_what_varies_and_by_a_hash_where_a_file_name_cannot_hold_it() -> None:
+def test_a_point_is_named_by_what_varies() -> None:
     assert point_name(["n_samples=5", "strategy=max_min"]) == "n_samples=5,strategy=max_min"
-    odd = [point_name([f"model.path=a{sign}b"]) for sign in "/ '\\"]
-    assert len(set(odd)) == 4
-    assert all("/" not in name and name.startswith("model.path=a-b-") for name in odd)
-    long = [point_name([f"x={'y' * 400}{last}"]) for last in "ab"]
-    assert len(set(long)) == 2
-    assert max(len(name) for name in long) <= 130
+    assert point_name([]) == "default"
 
 
-def test_a_sweep_of_the_same_axes_has_the_same_name_whatever_its_values_and_their_order() -> None:
-    one = sweep_name(["n_samples=5,20", "strategy=max_min,scalable", "seed=1", "launcher=slurm"])
-    assert one == sweep_name(["strategy=random,max_min", "n_samples=50,64", "seed=1", "launcher.partition=x"])
-    assert one.startswith("n_samples+strategy-")
-    assert one != sweep_name(["n_samples=5,20", "strategy=max_min,scalable", "seed=2"])
-    assert one != sweep_name(["n_samples=5,20", "strategy=max_min", "seed=1"])
+def test_points_that_differ_have_names_that_differ() -> None:
+    values = ["a/b", "a-b", "a b", "a'b", "", "mu+2sigma", "mu-2sigma", "[1,2]", "x" * 200, "x" * 201, "é", ".", ".."]
+    names = [point_name([f"model.path={value}"]) for value in values] + [point_name([".."]), point_name(["."])]
+    assert len(set(names)) == len(names)
+    assert all(len(name.encode()) < 200 and "/" not in name and name not in (".", "..") for name in names)
 
 
-def test_axes_are_the_overrides_that_sweep_and_neither_hydra_nor_launcher_are_part_of_a_point() -> None:
-    assert axes(["n_samples=5,20", "seed=1", "strategy=choice(max_min,random)", "rounds=range(1,3)"]) == [
-        "n_samples",
-        "strategy",
-        "rounds",
-    ]
-    assert own(["hydra.verbose=true", "launcher=slurm", "+launcher.more.nice=1", "launch.threads=1", "seed=1"]) == [
-        "launch.threads=1",
-        "seed=1",
-    ]
+def test_a_sweep_with_the_same_axes_and_the_same_rest_has_the_same_name() -> None:
+    name = sweep_name(["n_samples=5,20", "strategy=max_min,scalable", "seed=1"])
+    assert name.startswith("n_samples+strategy-")
+    assert name == sweep_name(["seed=1", "strategy=random,max_min", "n_samples=range(4,9)", "launcher=slurm"])
+    assert name == sweep_name(
+        ["n_samples=5,20", "strategy=max_min,random", "seed=1", "launcher.gpus=2", "hydra.verbose=true"]
+    )
+    assert name != sweep_name(["n_samples=5,20", "strategy=max_min,scalable", "seed=2"])
+    assert name != sweep_name(["n_samples=5,20", "strategy=max_min,scalable"])
+    assert name != sweep_name(["n_samples=5,20", "seed=1"])
 
 
-def test_an_axis_that_changes_nothing_of_a_run_is_refused() -> None:
-    def compose(point: list[str] | tuple[str, ...]) -> dict[str, Any]:
-        values = dict(one.split("=") for one in point)
-        return {"n_samples": int(values["n_samples"]), "store": values["store"]}
-
-    good = [["n_samples=5", "store=a"], ["n_samples=20", "store=a"]]
-    check_axes(good, ["n_samples"], compose)
-    bad = [["n_samples=5", "store=a"], ["n_samples=5", "store=b"]]
-    with pytest.raises(ValueError, match=r"^store: .*store=a and store=b make the same"):
-        check_axes(bad, ["n_samples", "store"], compose)
+def test_a_run_is_named_by_its_own_overrides() -> None:
+    assert run_name(["strategy=max_min", "launcher=local", "hydra.verbose=true"]) == "strategy=max_min"
+    assert own(["launch.threads=1", "launcher.wait=false", "+launcher.more.a=1"]) == ["launch.threads=1"]
 
 
-def test_a_sweep_is_read_as_it_was_written_and_a_folder_without_one_is_named(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, Attempt("12_4", "logs/12_4_0_log.out", "2026-01-01T00:00:00+00:00"))
+def test_choices_ranges_and_globs_are_axes() -> None:
+    assert axes(["a=1,2", "b=[1,2]", "c=glob(x*)", "d=range(1,3)", "e='1,2'", "f=choice(a,b)"]) == ["a", "c", "d", "f"]
+
+
+def composed(point: Any) -> dict[str, Any]:
+    values = dict(word.split("=") for word in point)
+    launch = {"_target_": "sweetspot.launch.Launch", "threads": 1, "devices": None, "lease_seconds": 60.0}
+    return {
+        "n_samples": values.get("n", "1"),
+        "seed": "0",
+        "launch": {**launch, "threads": int(values.get("threads", "1"))},
+    }
+
+
+def test_an_axis_that_changes_no_result_is_named() -> None:
+    points = [[f"n={n}", f"threads={threads}"] for n in (5, 20) for threads in (1, 2)]
+    with pytest.raises(ValueError, match=r"threads: an axis .* threads=1 and threads=2 make the same"):
+        check_axes(points, ["n", "threads"], composed)
+    check_axes([["n=5"], ["n=20"]], ["n"], composed)
+
+
+def sweep_in(folder: Path, *sets: Job) -> Sweep:
+    local = {"_target_": "sweetspot.sweep.launcher.Local", "plan": "simple", "dry_run": False}
+    return Sweep(folder, "python run.py -m", "2026-01-01", "/run.py", str(folder), local, "simple", None, sets)
+
+
+def test_what_is_written_of_a_sweep_is_read_again(tmp_path: Path) -> None:
+    attempt = Attempt("12_3", "logs/12_3_0_log.out", "2026-01-01T00:00:00+00:00")
+    sweep = sweep_in(tmp_path, Job(0, "n=5", ("n=5", "a=b"), "run", (attempt,)), Job(1, "pool-0", (), "pool"))
     folders.write(sweep)
     assert folders.read(tmp_path) == sweep
-    assert [path.name for path in tmp_path.iterdir()] == ["jobs.json"]
-    with pytest.raises(ValueError, match=f"must have a jobs.json, got {tmp_path}/nowhere"):
+    assert sweep.log(sweep.jobs[0]) == tmp_path / "logs/12_3_0_log.out"
+    with pytest.raises(ValueError, match=r"a sweep's folder must have a jobs.json, got .*nowhere"):
         folders.read(tmp_path / "nowhere")
 
 
-def test_a_job_is_a_command_that_can_be_typed(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path)
-    assert jobs.command(sweep, sweep.jobs[0]) == [
-        sys.executable,
-        f"{tmp_path}/run.py",
-        "n_samples=5",
-        "launcher=local",
-        f"hydra.run.dir='{tmp_path}/n_samples=5'",
+def test_a_second_sweep_keeps_the_jobs_of_the_first_and_adds_its_own(tmp_path: Path) -> None:
+    first = sweep_in(tmp_path, Job(0, "n=5", ("n=5", "seed=1")), Job(1, "n=20", ("n=20", "seed=1")))
+    folders.write(first)
+    points = [["n=20", "seed=1"], ["n=50", "seed=1"]]
+    asked = Asked(tmp_path, "again", Path("/run.py"), first.launcher, ["n=20,50", "seed=1"], points, composed)
+    assert written(asked, ["n"], "simple").jobs == (*first.jobs, Job(2, "n=50", ("n=50", "seed=1")))
+
+
+def test_a_job_that_says_it_runs_but_has_no_process_was_killed(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    attempt = Attempt(None, None, "2026-01-01T00:00:00+00:00")
+    sweep = sweep_in(
+        tmp_path, *(Job(number, str(number), (), "run", (attempt,)) for number in range(2)), Job(2, "2", ())
+    )
+    for number, pid in enumerate([ended.pid, os.getpid()]):
+        now = Status("running", None, None, 0, os.uname().nodename, pid, None, "2026-01-01T00:00:01+00:00", None)
+        folders.write_status(tmp_path / str(number), now)
+    found = outcomes(sweep)
+    assert [(one.standing, one.reason) for one in found.values()] == [
+        ("failed", "was killed"),
+        ("running", ""),
+        ("not submitted", ""),
     ]
 
 
-def test_what_a_job_of_this_machine_says_is_held_against_its_process(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, Attempt(None, None, "2026-01-02"))
-    path, here = tmp_path / "n_samples=5", socket.gethostname()
-    running = Status("running", None, None, 0, here, os.getpid(), None, "2026-01-03", None)
-
-    def standing(status: Status) -> tuple[str, str]:
-        folders.write_status(path, status)
-        found = outcomes(sweep)[0]
-        return found.standing, found.reason
-
-    assert outcomes(sweep_of(tmp_path))[0].standing == "not submitted"
-    assert outcomes(sweep)[0].standing == "waiting"
-    assert standing(running) == ("running", "")
-    assert standing(replace(running, pid=2**22 + 1)) == ("failed", "was killed")
-    assert standing(replace(running, started="2026-01-01")) == ("waiting", "")  # of an attempt before
-    assert standing(replace(running, state="failed", reason="boom")) == ("failed", "boom")
-    assert standing(replace(running, state="done")) == ("done", "")
+def test_a_job_s_folder_is_quoted_for_hydra(tmp_path: Path) -> None:
+    job = Job(0, "n=5,a=b", ("n=5",))
+    words = jobs.command(sweep_in(tmp_path, job), job)
+    assert words[1:] == ["/run.py", "n=5", "launcher=local", f"hydra.run.dir='{tmp_path}/n=5,a=b'"]
 
 
-def test_squeue_and_sacct_are_read() -> None:
-    assert slurm._queued("12_4|PENDING|(Resources)||1:00:00") == (
-        "12_4",
-        slurm.Known("PENDING", "Resources", "", ""),
+def slurm(**changes: Any) -> Slurm:
+    shape: dict[str, Any] = {"gpus": 8, "cpus": 64, "memory_gb": 0.5, "minutes": 90}
+    none = dict.fromkeys(
+        ["partition", "account", "qos", "constraint", "reservation", "exclude", "dependency", "container"]
     )
-    assert slurm._queued("7|RUNNING|node1|node1|59:01")[1] == slurm.Known("RUNNING", "", "node1", "59:01")
-    ended = slurm._ended("12_5|CANCELLED by 0|0:15|node2")[1]
-    assert ended == slurm.Known("CANCELLED", "0:15", "node2", "")
-    assert (ended.lives, slurm._queued("7|RUNNING|node1|node1|1")[1].lives) == (False, True)
-    assert slurm._ended("3|FAILED|1:0|None assigned")[1].node == ""
+    rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "nodes": 2, "pool_jobs": 1, "setup": []}
+    limits: dict[str, Any] = {"array_parallelism": 8, "signal_seconds": 30, "requeues": 3, "shared": None, "more": {}}
+    pool = Shape(gpus=1, cpus=8, memory_gb=None, minutes=30)
+    return Slurm(**{**none, **rest, **limits, **shape, "python": None, "pool": pool, **changes})
 
 
-@pytest.mark.parametrize(
-    ("gres", "count"), [("gpu:2", 2), ("gpu:a100:4(S:0-1),shard:8", 4), ("(null)", 0), ("gpu:a:2,gpu:b:3", 5)]
-)
-def test_the_gpus_of_a_node_are_counted(gres: str, count: int) -> None:
-    assert gpus_of(gres) == count
-
-
-def test_a_folder_that_only_this_machine_sees_is_refused_where_there_are_other_nodes(tmp_path: Path) -> None:
-    mounts = "/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\ntmpfs /home/a tmpfs rw 0 0\n"
-    assert file_system(Path("/home/b/store"), mounts) == "nfs4"
-    assert file_system(Path("/home/a/store"), mounts) == "tmpfs"
-    assert file_system(Path("/homes"), mounts) == "ext4"
-    check_seen("store", tmp_path, [socket.gethostname()], None)
-    check_seen("store", tmp_path / "a", ["far"], [str(tmp_path)])
-    with pytest.raises(ValueError, match=r"store must lie under one of launcher\.shared"):
-        check_seen("store", tmp_path.parent, ["far"], [str(tmp_path)])
-
-
-def test_a_batch_script_asks_for_what_the_launcher_says() -> None:
-    wanted = submit.parameters(
-        launcher(gpus=8, memory_gb=64.0, partition="a,b", dependency="afterok:7", reservation="mine"),
-        "run",
-        ["12"],
-        "name",
-    )
-    assert {name: wanted[name] for name in ("gpus_per_node", "mem", "time", "cpus_per_task", "partition")} == {
-        "gpus_per_node": 8,
-        "mem": "65536MB",
-        "time": 60,
-        "cpus_per_task": 2,
-        "partition": "a,b",
-    }
-    assert wanted["dependency"] == "afterok:12,afterok:7"
-    assert wanted["additional_parameters"] == {
+def test_every_field_reaches_sbatch() -> None:
+    named = {"partition": "p", "account": "a", "qos": "q", "constraint": "c", "exclude": "e"}
+    given = slurm(**named, reservation="r", dependency="afterok:7", setup=["module load x"], more={"mail-type": "END"})
+    found = parameters(given, "run", ["12"], "name")
+    assert {key: found[key] for key in named} == named
+    assert (found["gpus_per_node"], found["cpus_per_task"], found["mem"], found["time"]) == (8, 64, "512MB", 90)
+    assert (found["nodes"], found["dependency"], found["array_parallelism"]) == (2, "afterok:12,afterok:7", 8)
+    assert (found["setup"], found["signal_delay_s"]) == (["module load x"], 30)
+    assert found["additional_parameters"] == {
         "requeue": True,
         "kill-on-invalid-dep": "yes",
-        "reservation": "mine",
+        "reservation": "r",
         "mail-type": "END",
     }
-    assert "account" not in wanted
-    pool = submit.parameters(launcher(), "pool", [], "name")
-    assert (pool["gpus_per_node"], pool["mem"], pool["time"], "dependency" in pool) == (1, "1536MB", 30, False)
-
-
-def test_python_on_a_node_may_lie_in_a_container() -> None:
-    assert submit.python_command(launcher()) == sys.executable
-    inside = launcher(container="apptainer exec --nv image.sif", python="python3")
-    assert submit.python_command(inside) == "apptainer exec --nv image.sif python3"
-
-
-def test_sbatch_s_refusal_is_one_line() -> None:
-    text = "Traceback\n  File x\nsbatch: error: invalid partition specified: no\nsbatch: error: Batch job failed\n"
-    assert submit.told_by(text) == "sbatch: invalid partition specified: no; Batch job failed"
+    pool = parameters(given, "pool", [], "name")
+    assert (pool["gpus_per_node"], pool["cpus_per_task"], pool["time"], "mem" in pool) == (1, 8, 30, False)
+    assert python_command(slurm(container="apptainer exec a.sif", python="python3")) == "apptainer exec a.sif python3"
 
 
 @pytest.mark.parametrize(
@@ -194,22 +154,103 @@ def test_sbatch_s_refusal_is_one_line() -> None:
     [
         ({"signal_seconds": 1800}, "signal_seconds must be < the time of a job"),
         ({"dependency": "after that"}, "dependency must be as sbatch takes it"),
-        ({"gpus": -1}, "launcher.gpus"),
-        ({"partion": "a"}, "launcher.partion: unknown key"),
+        ({"gpus": -1}, "greater than or equal to 0"),
+        ({"minutes": "1:00:00"}, "valid integer"),
     ],
 )
-def test_a_launcher_that_cannot_be_is_refused_in_one_line(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words) as refused:
-        launcher(**changes)
-    assert "\n" not in str(refused.value)
+def test_a_wrong_field_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        slurm(**changes)
 
 
-def test_points_that_differ_in_strategy_and_n_share_a_pool_of_the_largest_n_and_a_lonely_point_has_none() -> None:
-    def compose(point: list[str] | tuple[str, ...]) -> dict[str, Any]:
-        values = dict(one.split("=") for one in point)
-        same = {"data": 1, "sampler": 1, "reward_model": 1, "seed": 0, "strategy": values["strategy"]}
-        return {**same, "model": values.get("model", "a"), "n_samples": int(values["n_samples"])}
+def test_gpus_are_read_from_slurm_s_words() -> None:
+    assert [gpus_of(word) for word in ("gpu:2", "gpu:a100:4(S:0-1),shard:8", "(null)", "gpu:a:1,gpu:b:2", "gpu")] == [
+        2,
+        4,
+        0,
+        3,
+        1,
+    ]
 
-    points = [[f"n_samples={n}", f"strategy={name}", "until=train"] for n in (5, 50, 20) for name in ("x", "y")]
-    points.append(["n_samples=9", "strategy=x", "model=b"])
-    assert pool_points(points, compose) == [("n_samples=50", "strategy=x", "until=score")]
+
+MOUNTS = "overlay / overlay rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\nserver:/home /home nfs4 rw 0 0\n"
+
+
+def test_a_folder_of_this_machine_alone_is_refused_for_other_nodes(tmp_path: Path) -> None:
+    assert [file_system(Path(place), MOUNTS) for place in ("/dev/shm/a", "/home/me/x", "/homes/x")] == [
+        "tmpfs",
+        "nfs4",
+        "overlay",
+    ]
+    with pytest.raises(
+        ValueError, match=r"store must lie where every node sees it, got .* \(tmpfs\); .*launcher.shared"
+    ):
+        check_seen("store", Path("/dev/shm/store"), ["elsewhere"], None)
+    check_seen("store", Path("/dev/shm/store"), [os.uname().nodename], None)
+    check_seen("store", tmp_path / "store", ["elsewhere"], [str(tmp_path)])
+    with pytest.raises(ValueError, match=r"store must lie under one of launcher.shared"):
+        check_seen("store", tmp_path / "store", ["elsewhere"], [str(tmp_path / "sto")])
+
+
+def test_sbatch_s_own_words_are_what_is_told() -> None:
+    text = "Command failed\nsbatch: error: Batch job submission failed: Invalid account\nTraceback ..."
+    assert told_by(text) == "sbatch: Batch job submission failed: Invalid account"
+
+
+def test_without_sbatch_nothing_is_made(tmp_path: Path) -> None:
+    ended = command(tmp_path, ["launcher=slurm", "n_samples=5,20"], PATH=str(tmp_path))
+    assert ended.returncode == 1
+    assert (
+        ended.stderr == "error: launcher=slurm must find sbatch on PATH: log in to a cluster, or take launcher=local\n"
+    )
+    assert not list(tmp_path.glob("sweep/*/"))
+
+
+def command(folder: Path, words: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
+    arguments = [sys.executable, "run.py", "-m", f"store={folder}/store", f"hydra.sweep.dir={folder}/sweep", *words]
+    env = {**os.environ, **environment}
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300, env=env)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "submitit_local"])
+def test_a_refused_point_ends_no_other_and_the_sweep_fails(tmp_path: Path, launcher: str) -> None:
+    (tmp_path / "few.jsonl").write_text('{"prompt": "Why?"}\n')  # none is held out, so evaluating is refused
+    (tmp_path / "held.jsonl").write_text('{"prompt": "Why not?"}\n')
+    data = [
+        "data=jsonl",
+        f"data.path={tmp_path}/few.jsonl",
+        "n_samples=4,5",
+        "strategy=scalable",
+        "sampler=transformers",
+    ]
+    data += [
+        f"launcher={launcher}",
+        "until=sample",
+        "sampler.max_tokens=4",
+        "sampler.tile_samples=5",
+        "launch.threads=1",
+    ]
+    ended = command(tmp_path, data)
+    assert ended.returncode == 1
+    assert "1 of 2 jobs failed" in ended.stderr.splitlines()[-1]
+    assert "n_samples=4: n_samples must be >= 5 for the strategy's positions, got 4" in ended.stderr
+    assert "Traceback" in (tmp_path / "sweep" / "n_samples=4" / "error.txt").read_text()
+    assert json.loads((tmp_path / "sweep" / "n_samples=5" / "manifest.json").read_text())["made"] == 1
+    again = command(tmp_path, data)
+    assert "1 to submit" in again.stdout
+    assert "1 done already" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_run_keeps_command_and_commit_and_is_the_latest(tmp_path: Path) -> None:
+    words = ["until=select", "data.path=nowhere.jsonl", "data=jsonl", f"store={tmp_path}/store"]
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    (run,) = [path for path in (tmp_path / "runs").iterdir() if path.name != "latest"]
+    assert run.name.split("_", 2)[2].startswith("until=select,data.path=nowhere.jsonl,data=jsonl,store=")
+    assert (tmp_path / "runs" / "latest").resolve() == run
+    assert (run / "command.txt").read_text().split()[1:] == [str(ROOT / "run.py"), *words]
+    assert "data.path must be an existing file, got nowhere.jsonl" in (run / "error.txt").read_text()

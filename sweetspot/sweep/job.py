@@ -16,6 +16,7 @@ from typing import IO, Any
 from sweetspot.component import build
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep.folder import Job, Status, Sweep
+from sweetspot.sweep.launcher import Local
 
 REQUEUE = 75  # run.py saved at a signal and would go on
 TAIL_LINES = 60
@@ -46,6 +47,7 @@ def run(folder: str, number: int, slurm: bool) -> None:
     if code == REQUEUE or (code and got):  # SLURM signals the workers too: a run may end at their deaths
         _stop(sweep, job, begun, got)
     if code:
+        _show_trace(sweep, job)
         _fail(sweep, job, begun, code, _reason(sweep.path(job), code, told))
     _end(sweep, job, replace(begun, state="done", code=0))
 
@@ -74,9 +76,9 @@ def _slurm_id() -> str:
 
 def _run(arguments: list[str], directory: str) -> tuple[int, list[str], list[int]]:
     """Exit code, the last lines of the standard error, and the signals that came meanwhile."""
-    process = subprocess.Popen(
-        arguments, cwd=directory, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    )
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.pop("HYDRA_FULL_ERROR", None)  # the run that launches has set it for itself
+    process = subprocess.Popen(arguments, cwd=directory, stderr=subprocess.PIPE, text=True, env=environment)
     tail: list[str] = []
     reader = threading.Thread(target=_copy, args=(process.stderr, tail), daemon=True)
     reader.start()
@@ -130,6 +132,13 @@ def _stop(sweep: Sweep, job: Job, begun: Status, got: list[int]) -> None:
     reason = None if wishes else "was stopped by a signal"
     _end(sweep, job, replace(begun, state="requeued" if wishes else "stopped", reason=reason, code=REQUEUE))
     sys.exit(REQUEUE)
+
+
+def _show_trace(sweep: Sweep, job: Job) -> None:
+    """Put the trace that run.py left into the log, where this process has one of its own."""
+    written = sweep.path(job) / "error.txt"
+    if written.exists() and not isinstance(build(sweep.launcher, "launcher"), Local):
+        print(written.read_text(), file=sys.stderr, flush=True)
 
 
 def _fail(sweep: Sweep, job: Job, begun: Status, code: int, reason: str) -> None:
