@@ -63,6 +63,7 @@ SIDEWAYS = {
     ("distribution", "strategy"),
     ("budget", "distribution"),
     ("report", "manifest"),
+    ("sweep", "manifest"),
     ("trainer", "logprob"),
     ("reward_model", "sampler"),  # what every vLLM engine needs
 }

@@ -104,3 +104,19 @@ def test_a_sweep_outlives_its_launcher_and_shares_one_pool(
     again = run(tmp_path, *asked)
     assert "0 to submit" in again.stdout
     assert folders.read(tmp_path / "sweep").jobs == sweep.jobs
+    for command, words in (
+        ("status", "done"),
+        ("collect", "sweep.md"),
+        ("resubmit", "0 of 6 jobs"),
+        ("cancel", "0 of 6"),
+    ):
+        told = subprocess.run(
+            [sys.executable, "-m", "sweetspot.sweep", command, sweep.folder],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        assert words in told.stdout
+    assert (sweep.folder / "sweep.md").read_text().count("| done |") == 4
