@@ -214,9 +214,8 @@ def command(folder: Path, words: list[str], **environment: str) -> "subprocess.C
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "submitit_local"])
-def test_a_refused_point_ends_no_other_and_the_sweep_fails(tmp_path: Path, launcher: str) -> None:
-    (tmp_path / "few.jsonl").write_text('{"prompt": "Why?"}\n')  # none is held out, so evaluating is refused
-    (tmp_path / "held.jsonl").write_text('{"prompt": "Why not?"}\n')
+def test_a_refused_point_ends_no_other_and_the_sweep_fails(tmp_path: Path, tiny_policy: Path, launcher: str) -> None:
+    (tmp_path / "few.jsonl").write_text('{"prompt": "Why?"}\n')
     data = [
         "data=jsonl",
         f"data.path={tmp_path}/few.jsonl",
@@ -226,6 +225,8 @@ def test_a_refused_point_ends_no_other_and_the_sweep_fails(tmp_path: Path, launc
     ]
     data += [
         f"launcher={launcher}",
+        "model=other",
+        f"model.path={tiny_policy}",
         "until=sample",
         "sampler.max_tokens=4",
         "sampler.tile_samples=5",
@@ -236,7 +237,10 @@ def test_a_refused_point_ends_no_other_and_the_sweep_fails(tmp_path: Path, launc
     assert "1 of 2 jobs failed" in ended.stderr.splitlines()[-1]
     assert "n_samples=4: n_samples must be >= 5 for the strategy's positions, got 4" in ended.stderr
     assert "Traceback" in (tmp_path / "sweep" / "n_samples=4" / "error.txt").read_text()
-    assert json.loads((tmp_path / "sweep" / "n_samples=5" / "manifest.json").read_text())["made"] == 1
+    assert (
+        json.loads((tmp_path / "sweep" / "n_samples=5" / "manifest.json").read_text())["rounds"][0]["samples"]["drawn"]
+        == 5
+    )
     again = command(tmp_path, data)
     assert "1 to submit" in again.stdout
     assert "1 done already" in again.stdout

@@ -60,7 +60,7 @@ class SweepLauncher(Launcher):
     def _compose(self) -> Callable[[Sequence[str]], Mapping[str, Any]]:
         def compose(point: Sequence[str]) -> Mapping[str, Any]:
             config = self.loader.load_sweep_config(self.config, list(point))
-            return {name: _plain(part) for name, part in config.items() if name != "hydra"}
+            return {str(name): _plain(part) for name, part in config.items() if name != "hydra"}
 
         return compose
 
