@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sweetspot.sweep import folder as folders
+from sweetspot.sweep import slurm
 from sweetspot.sweep.collect import markdown
 from sweetspot.sweep.command import main, stage
 from sweetspot.sweep.folder import Attempt, Job, Status, Sweep
@@ -83,3 +84,9 @@ def test_a_folder_without_a_sweep_and_jobs_that_scancel_cannot_end_are_named(tmp
 
 def test_a_table_leaves_empty_what_a_row_lacks() -> None:
     assert markdown(("a", "b"), [{"a": 1.23456}]) == "| a | b |\n| --- | --- |\n| 1.235 |  |\n"
+
+
+def test_the_tasks_of_an_array_that_never_began_are_told_apart() -> None:
+    assert slurm.each("26_[0-2,7%4]") == ["26_0", "26_1", "26_2", "26_7"]
+    assert slurm.each("26_[5]") == ["26_5"]
+    assert (slurm.each("26_3"), slurm.each("26")) == (["26_3"], ["26"])

@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 TIMEOUT_SECONDS = 60
@@ -49,11 +49,14 @@ def states(ids: Sequence[str]) -> dict[str, Known]:
     # -j with an id that SLURM has forgotten is an error, so all of this user's jobs are asked for
     # all states: sacct learns of an end a little later
     queue = call("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%R|%N|%L")
-    found = dict(_queued(line) for line in queue.splitlines() if line)
+    found = _by_id(_queued(line) for line in queue.splitlines() if line)
     if any(one not in found for one in wanted) and shutil.which("sacct"):
         fields = "JobID,State,ExitCode,NodeList"
         told = call("sacct", "--noheader", "--parsable2", "--allocations", f"--format={fields}", f"--jobs={whole}")
-        found = dict(_ended(line) for line in told.splitlines() if line) | found
+        found = _by_id(_ended(line) for line in told.splitlines() if line) | found
+    for one in wanted:  # an array that never began is told of as a whole
+        if one not in found and (whole_array := found.get(one.partition("_")[0])):
+            found[one] = whole_array
     return {one: found[one] for one in wanted if one in found}
 
 
@@ -84,6 +87,19 @@ def call(*command: str, timeout: float = TIMEOUT_SECONDS) -> str:
             " ".join((ended.stderr or ended.stdout).split()) or f"{command[0]} ended with {ended.returncode}"
         )
     return ended.stdout
+
+
+def each(name: str) -> list[str]:
+    """The jobs that a name stands for: those of an array that never began are one line, "26_[0-2,7%4]"."""
+    array, bracket, rest = name.partition("_[")
+    if not bracket:
+        return [name]
+    spans = [part.partition("-") for part in rest.rstrip("]").partition("%")[0].split(",")]
+    return [f"{array}_{task}" for first, _, last in spans for task in range(int(first), int(last or first) + 1)]
+
+
+def _by_id(told: Iterable[tuple[str, Known]]) -> dict[str, Known]:
+    return {one: known for name, known in told for one in each(name)}
 
 
 def _queued(line: str) -> tuple[str, Known]:
