@@ -151,6 +151,22 @@ def test_a_requeued_job_goes_on_under_its_number(cluster: Path, program: Path) -
     assert end_of(sweep)["do=wait"].standing == "done"
 
 
+def test_a_job_goes_on_after_its_node_went_down_and_after_a_preemption(cluster: Path, program: Path) -> None:
+    assert cluster.exists()
+    flag = program.parent / "flag"
+    sweep = sweep_of(program, [["do=wait", f"for={flag}"]], partition="preemptible", cpus=4)
+    sweep = submit(sweep, [0])
+    turns = sweep.folder / "do=wait" / "turns"
+    node = until(sweep, lambda now: turns.exists() and now["do=wait"].standing == "running")["do=wait"].node
+    slurm.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")  # it comes back by itself
+    until(sweep, lambda _: turns.read_text() == "..")
+    urgent = ["--nodes=2", "--cpus-per-task=4", "--mem=100", "--output=/dev/null", "--wrap=sleep 3"]
+    slurm.call("sbatch", "--partition=main", *urgent)
+    until(sweep, lambda _: turns.read_text() == "...")
+    flag.touch()
+    assert end_of(sweep)["do=wait"].standing == "done"
+
+
 def test_the_pool_comes_first_and_a_failed_pool_keeps_the_runs_from_starting(cluster: Path, program: Path) -> None:
     assert cluster.exists()
     for does, standing in (("ok", "done"), ("raise", "stopped")):
