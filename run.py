@@ -8,6 +8,7 @@ python run.py --help                                      the groups and the mos
 
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from pydantic import Field, ValidationError
 from rich.console import Console
 
 from sweetspot import manifest as manifests
-from sweetspot import report, stages
+from sweetspot import provenance, report, stages
 from sweetspot.budget import Adaptive, uneven
 from sweetspot.component import build, component, explain
 from sweetspot.data import Data, Imported, Prompts
@@ -39,9 +40,14 @@ from sweetspot.sft import SftModel
 from sweetspot.stages import Run, Samples, Subject
 from sweetspot.store import Store, StoreError
 from sweetspot.strategy import PositionPair
+from sweetspot.sweep.launcher import Local, Slurm, SubmititLocal
+from sweetspot.sweep.launching import SweepError
+from sweetspot.sweep.points import run_name, sweep_name
 
 WANTS_TRACE = os.environ.get("HYDRA_FULL_ERROR") == "1"
-USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, WorkerError, StoreError, OSError)
+USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, WorkerError, StoreError, SweepError, OSError)
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 STAGES = ("sample", "score", "select", "train", "evaluate")
 
 
@@ -60,6 +66,7 @@ class Settings:
     also: dict[str, Any]
     logger: Any
     launch: Launch
+    launcher: Local | SubmititLocal | Slurm
     n_samples: int = Field(ge=2)
     seed: int = Field(ge=0)
     rounds: int = Field(ge=1)
@@ -154,17 +161,25 @@ def _built(part: Any, at: str) -> Any:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
-    """Run one composed configuration; a user's error ends in one line."""
+    """Run one composed configuration; an error leaves its trace in error.txt, and a user's error ends in one line."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    (folder / "error.txt").unlink(missing_ok=True)
     try:
-        _run(config)
-    except USER_ERRORS as error:
-        _tell(error)
+        _run(config, folder)
+    except Exception as error:
+        (folder / "error.txt").write_text(traceback.format_exc())
+        if isinstance(error, USER_ERRORS):
+            _tell(error)
+        raise
 
 
-def _run(config: DictConfig) -> None:
+def _run(config: DictConfig, folder: Path) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    provenance.keep(folder, ["python", *sys.argv])
+    if not any(one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra):
+        provenance.link_latest(folder)
     command = " ".join(["python run.py", *HydraConfig.get().overrides.task])
-    pipeline(settings_of(plain), plain, Path(HydraConfig.get().runtime.output_dir), command)
+    pipeline(settings_of(plain), plain, folder, command)
 
 
 def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, command: str) -> Path:

@@ -3,7 +3,6 @@ only."""
 
 import json
 import math
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sweetspot import provenance
 from sweetspot.component import json_values, key
 from sweetspot.distribution import moments, normality
 from sweetspot.duplicates import duplicates
@@ -27,7 +27,7 @@ def of_run(run: Run, config: Mapping[str, Any], command: str, started: datetime)
     """What is known of a run whatever it got to: command, commit, configuration, libraries and stages."""
     return {
         "version": VERSION,
-        "commit": _commit(),
+        "commit": provenance.commit(),
         "command": command,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
@@ -171,16 +171,3 @@ def _pair_tokens(pairs: Pairs) -> dict[str, float]:
 def _mean(values: np.ndarray) -> float:
     kept = values[np.isfinite(values)]
     return float(kept.mean()) if len(kept) else math.nan
-
-
-def _commit() -> str | None:
-    """The commit of the working tree that this package lies in, with "+" when it has changes; None outside one."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run(
-            ["git", "-C", str(here), "status", "--porcelain"], capture_output=True, text=True, check=True
-        )
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

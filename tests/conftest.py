@@ -1,6 +1,8 @@
 """Fixtures shared by the tests: tiny models made once a session, and the embedded policy converted once a machine."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -79,3 +81,28 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "smollm2"
     smollm2.main({"folder": str(folder)}, lambda _: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Generator[Path]:
+    """The folder of a running cluster; SLURM_CONF names it for everything that this process starts."""
+    where = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    needed = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
+    missing = [name for name in needed if shutil.which(name, path=where) is None]
+    if missing and os.environ.get("CI"):
+        pytest.fail(f"CI installs SLURM, but there is no {', '.join(missing)}")
+    if missing:
+        pytest.skip(f"no {', '.join(missing)} on this machine")
+    place = Path("/tmp") / f"slurm-{os.getpid()}"
+    manage = [str(Path(__file__).parent.parent / "slurm" / "local_cluster.sh")]
+    subprocess.run([*manage, "up", str(place)], check=True, timeout=200)
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(place / "slurm.conf")
+    try:
+        yield place
+    finally:
+        subprocess.run([*manage, "down", str(place)], check=True, timeout=200)
+        os.environ.pop("SLURM_CONF")
+        if before is not None:
+            os.environ["SLURM_CONF"] = before
+        shutil.rmtree(place)

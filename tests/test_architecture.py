@@ -9,14 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    ["component", "strategy", "losses", "progress", "duplicates", "statistics"],
+    ["component", "strategy", "losses", "progress", "duplicates", "statistics", "provenance"],
     ["schema", "store", "launch", "logger", "model", "distribution", "budget"],
     ["lease"],
     ["tile", "fill"],
     ["data", "dpo", "sft", "sampler", "reward_model", "embedded"],
     ["eval", "logprob", "trainer"],
     ["stages"],
-    ["manifest", "report", "exchange"],
+    ["manifest", "report", "exchange", "sweep"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 HEAVY = ["torch", "vllm", "transformers", "deepspeed", "wandb", "accelerate", "datasets", "trl"]
@@ -65,6 +65,7 @@ SIDEWAYS = {
     ("report", "manifest"),
     ("sft", "data"),
     ("sft", "dpo"),
+    ("sweep", "manifest"),
     ("trainer", "logprob"),
     ("reward_model", "sampler"),  # what every vLLM engine needs
 }

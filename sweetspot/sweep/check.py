@@ -1,0 +1,130 @@
+"""What of a submission can be seen to be wrong before it: partition, GPUs, and folders that the nodes cannot see."""
+
+import shutil
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweetspot.sweep.launcher import Slurm
+from sweetspot.sweep.slurm import call
+from sweetspot.sweep.submit import parameters
+
+# file systems that a machine has for itself; network file systems (nfs, lustre, gpfs, beegfs, ceph, ...) are not here
+OWN = frozenset({"tmpfs", "ramfs", "devtmpfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "squashfs"})
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition as sinfo tells it.
+
+    Attributes:
+        name: as `launcher.partition` names it.
+        default: whether it is taken when none is named.
+        gpus: the most GPUs that one of its nodes has.
+    """
+
+    name: str
+    default: bool
+    gpus: int
+
+
+def check(launcher: Slurm, folders: dict[str, Path]) -> None:
+    """Refuse what the cluster would refuse, and folders that its nodes cannot see.
+
+    Args:
+        launcher: what is about to be asked for.
+        folders: by key ("store"), those that every node must see.
+
+    Raises:
+        ValueError: one line: key, rule, value.
+    """
+    if shutil.which("sbatch") is None:
+        raise ValueError("launcher=slurm must find sbatch on PATH: log in to a cluster, or take launcher=local")
+    known = partitions()
+    _check_partition(launcher, known)
+    hosts = call("scontrol", "show", "nodes", "--oneliner")
+    for name, folder in folders.items():
+        check_seen(name, folder, _hosts(hosts), launcher.shared)
+    for part in ("run", "pool") if launcher.plan == "pooled" else ("run",):
+        _test(launcher, part)
+
+
+def partitions() -> list[Partition]:
+    """The partitions of the cluster."""
+    found: dict[str, Partition] = {}
+    for line in call("sinfo", "--noheader", "--format=%P|%G").splitlines():
+        name, gres = line.split("|")
+        own = found.get(name.rstrip("*"), Partition(name.rstrip("*"), name.endswith("*"), 0))
+        found[own.name] = Partition(own.name, own.default, max(own.gpus, gpus_of(gres)))
+    return list(found.values())
+
+
+def gpus_of(gres: str) -> int:
+    """The GPUs of a node in SLURM's words: 4 of "gpu:a100:4(S:0-1),shard:8"."""
+    counts = [part.partition("(")[0].split(":") for part in gres.split(",") if part.startswith("gpu")]
+    return sum(int(words[-1]) if words[-1].isdigit() else 1 for words in counts)
+
+
+def check_seen(name: str, folder: Path, hosts: Sequence[str], shared: Sequence[str] | None) -> None:
+    """Hold a folder against what all nodes see: `shared`, or else the kind of its file system.
+
+    Raises:
+        ValueError: when it lies elsewhere.
+    """
+    place = folder.resolve()
+    if shared is not None:
+        if not any(place.is_relative_to(Path(one).resolve()) for one in shared):
+            raise ValueError(f"{name} must lie under one of launcher.shared ({', '.join(shared)}), got {place}")
+        return
+    kind = file_system(place, Path("/proc/self/mounts").read_text())
+    if set(hosts) - {socket.gethostname(), socket.gethostname().partition(".")[0]} and kind in OWN:
+        raise ValueError(
+            f"{name} must lie where every node sees it, got {place} on a file system of this machine ({kind}); "
+            "if all nodes do see it, name it in launcher.shared"
+        )
+
+
+def file_system(place: Path, mounts: str) -> str:
+    """The kind of the file system that a place is or will be on, by the lines of /proc/mounts."""
+    fields = [line.split() for line in mounts.splitlines()]
+    over = [(where, kind) for _, where, kind, *_ in fields if place.is_relative_to(where.replace("\\040", " "))]
+    return max(over, key=lambda one: len(one[0]), default=("", "unknown"))[1]
+
+
+def _check_partition(launcher: Slurm, known: Sequence[Partition]) -> None:
+    names = [one.name for one in known]
+    wanted = launcher.partition.split(",") if launcher.partition else [one.name for one in known if one.default]
+    if unknown := [name for name in wanted if name not in names]:
+        raise ValueError(f"launcher.partition must be one of {', '.join(names)}, got {', '.join(unknown)}")
+    most = max((one.gpus for one in known if one.name in wanted), default=0)
+    for key, gpus in {"gpus": launcher.gpus, "pool.gpus": launcher.pool.gpus}.items():
+        if gpus > most:
+            where = f"a node of partition {', '.join(wanted)} has"
+            raise ValueError(f"launcher.{key} must be <= {most}, the most that {where}, got {gpus}")
+
+
+def _hosts(nodes: str) -> list[str]:
+    words = [word.partition("=") for line in nodes.splitlines() for word in line.split()]
+    return sorted({value for key, _, value in words if key == "NodeHostName"})
+
+
+def _test(launcher: Slurm, part: str) -> None:
+    """Have sbatch look at the request without submitting it.
+
+    Raises:
+        ValueError: with SLURM's words.
+    """
+    wanted = parameters(launcher, part, [], "test")
+    left_out = {"array_parallelism", "signal_delay_s", "setup", "teardown", "stderr_to_stdout", "additional_parameters"}
+    options = {name: value for name, value in wanted.items() if name not in left_out | {"dependency"}}
+    options |= wanted["additional_parameters"]
+    flags = [_flag(name, value) for name, value in options.items()]
+    try:
+        call("sbatch", "--test-only", *flags, "--wrap=true")
+    except ValueError as error:
+        raise ValueError(f"launcher: SLURM refuses such a job: {error}") from None
+
+
+def _flag(name: str, value: object) -> str:
+    return f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')}={value}"

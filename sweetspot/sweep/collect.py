@@ -1,0 +1,79 @@
+"""One table of a sweep: a row a job, whatever finished, from manifests alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sweetspot.manifest import flat_metrics
+from sweetspot.sweep.folder import Sweep
+from sweetspot.sweep.outcome import Outcome
+
+SHOWN = ("job", "standing", "reason", "kept", "chosen_z", "rejected_z", "margin", "log")
+PAIRS = ("kept", "chosen_z", "rejected_z", "margin")
+
+
+def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
+    """A row for each point of the sweep: how it stands, where it lies, and the numbers of its manifest.
+
+    Args:
+        found: how each job stands, by number.
+    """
+    return [
+        {
+            "job": job.name,
+            "number": job.number,
+            "overrides": " ".join(job.overrides),
+            "standing": found[job.number].standing,
+            "reason": found[job.number].reason,
+            "log": str(sweep.log(job) or sweep.path(job)),
+            **_numbers(sweep.path(job) / "manifest.json"),
+        }
+        for job in sweep.jobs
+        if job.part == "run"
+    ]
+
+
+def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
+    """Write the table into the folder: sweep.parquet has every number, sweep.md those of the last round's pairs."""
+    table = rows(sweep, found)
+    names = list(dict.fromkeys(name for row in table for name in row))
+    columns = {name: [row.get(name) for row in table] for name in names}
+    parquet, page = sweep.folder / "sweep.parquet", sweep.folder / "sweep.md"
+    scratch = parquet.with_suffix(".part")
+    pq.write_table(pa.table(columns), scratch)
+    scratch.replace(parquet)
+    scratch = page.with_suffix(".part")
+    scratch.write_text(markdown(SHOWN, table))
+    scratch.replace(page)
+    return [parquet, page]
+
+
+def markdown(columns: Sequence[str], table: Sequence[Mapping[str, Any]]) -> str:
+    """A table in Markdown; what a row lacks is left empty."""
+    lines = [_line(columns), _line(["---"] * len(columns))]
+    return "".join([*lines, *(_line([_cell(row.get(name)) for name in columns]) for row in table)])
+
+
+def _numbers(path: Path) -> dict[str, Any]:
+    """The numbers of a manifest as columns; those of the last round's pairs also by their bare names."""
+    if not path.exists():
+        return {}
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    pairs = manifest["rounds"][-1].get("pairs", {}) if manifest["rounds"] else {}
+    flat = {name: float(value) for name, value in flat_metrics(manifest).items()}
+    bare = {name: float(pairs[name]) for name in PAIRS if pairs.get(name) is not None}
+    return {"manifest": str(path), "seconds": float(manifest["seconds"]), **bare, **flat}
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")

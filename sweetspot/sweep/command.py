@@ -1,0 +1,103 @@
+"""The command line of a sweep: python -m sweetspot.sweep COMMAND DIR. Each command may be repeated."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sweetspot.sweep import collect, slurm
+from sweetspot.sweep import folder as folders
+from sweetspot.sweep.folder import Sweep
+from sweetspot.sweep.outcome import Outcome, outcomes
+from sweetspot.sweep.submit import submit
+
+EXAMPLES = """examples:
+  python -m sweetspot.sweep status runs/latest            how each job stands;  --watch repeats it until all have ended
+  python -m sweetspot.sweep collect runs/latest           sweep.parquet and sweep.md of whatever finished
+  python -m sweetspot.sweep resubmit runs/latest          submits what failed, was stopped or is missing
+  python -m sweetspot.sweep cancel runs/latest            ends what waits or runs
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a command.
+
+    Raises:
+        ValueError: one line, for a folder that holds no sweep, or when SLURM refuses.
+    """
+    parser = argparse.ArgumentParser(
+        "python -m sweetspot.sweep", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=["status", "collect", "resubmit", "cancel"])
+    parser.add_argument("folder", type=Path, help="the sweep's (runs/NAME)")
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="of status: show it again and again")
+    asked = parser.parse_args(arguments)
+    sweep = folders.read(asked.folder.resolve())
+    match asked.command:
+        case "status":
+            _status(sweep, asked.watch)
+        case "collect":
+            for path in collect.write(sweep, outcomes(sweep)):
+                print(path)
+            print((sweep.folder / "sweep.md").read_text(), end="")
+        case "resubmit":
+            _resubmit(sweep)
+        case _:
+            _cancel(sweep)
+
+
+def stage(folder: Path) -> str:
+    """The stage that a job's workers work at or were last at, and how far they are ("01-score 3/6 responses")."""
+    begun = sorted((folder / "jobs").glob("*/events.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not begun:
+        return ""
+    told = [json.loads(line) for line in begun[-1].read_text().splitlines() if line.endswith("}")]
+    states: list[dict[str, Any]] = [event["progress"] for event in told if "progress" in event]
+    progress = f" {states[-1]['done']}/{states[-1]['total']} {states[-1]['unit']}" if states else ""
+    return f"{begun[-1].parent.name}{progress}"
+
+
+def _status(sweep: Sweep, seconds: float | None) -> None:
+    while True:
+        found = outcomes(sweep)
+        Console().print(_table(sweep, found))
+        if seconds is None or not any(one.lives for one in found.values()):
+            return
+        time.sleep(seconds)
+
+
+def _table(sweep: Sweep, found: dict[int, Outcome]) -> Table:
+    table = Table(title=str(sweep.folder))
+    for name in ("job", "state", "stage", "node", "time left", "why", "log"):
+        table.add_column(name, overflow="fold")
+    for job in sweep.jobs:
+        one = found[job.number]
+        log = str(sweep.log(job)) if one.standing in ("failed", "stopped") and sweep.log(job) else ""
+        table.add_row(job.name, one.standing, stage(sweep.path(job)), one.node, one.left, one.reason, log)
+    return table
+
+
+def _resubmit(sweep: Sweep) -> None:
+    found = outcomes(sweep)
+    wanted = [number for number, one in found.items() if not one.lives and one.standing != "done"]
+    for job in sweep.jobs:
+        if job.number in wanted:
+            print(f"{found[job.number].standing}  {job.name}: {found[job.number].reason}")
+    if wanted:
+        submit(sweep, wanted)
+    print(f"{len(wanted)} of {len(sweep.jobs)} jobs submitted")
+
+
+def _cancel(sweep: Sweep) -> None:
+    found = outcomes(sweep)
+    living = [job for job in sweep.jobs if found[job.number].lives]
+    here = [job.name for job in living if job.last and job.last.slurm_id is None]
+    if here:
+        raise ValueError(f"cancel ends jobs of SLURM; those of this machine end by their process: {', '.join(here)}")
+    slurm.cancel([job.last.slurm_id for job in living if job.last and job.last.slurm_id])
+    print(f"{len(living)} of {len(sweep.jobs)} jobs cancelled")

@@ -1,0 +1,166 @@
+"""One job of a sweep: run.py in a process of its own, and status.json about it."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from sweetspot.component import build
+from sweetspot.sweep import folder as folders
+from sweetspot.sweep.folder import Job, Status, Sweep
+from sweetspot.sweep.launcher import Local
+
+REQUEUE = 75  # run.py saved at a signal and would go on
+TAIL_LINES = 60
+
+
+class JobError(RuntimeError):
+    """A job that failed; the text is why, in one line."""
+
+
+def run(folder: str, number: int, slurm: bool) -> None:
+    """Run a job of the sweep in a folder, to its end.
+
+    Args:
+        folder: the sweep's.
+        number: the job's.
+        slurm: whether it is a job of SLURM, and not a part of one.
+
+    Raises:
+        JobError: when it fails.
+        SystemExit: with code 75 when it ended at a signal; the batch script then requeues it (`submit`). What it had
+            made until then is whole, and its next turn goes on from there.
+    """
+    sweep = folders.read(Path(folder))
+    job = next(one for one in sweep.jobs if one.number == number)
+    begun = _begin(sweep, job, slurm)
+    (sweep.path(job) / "error.txt").unlink(missing_ok=True)
+    code, told, got = _run(command(sweep, job), sweep.directory)
+    if code == REQUEUE or (code and got):  # SLURM signals the workers too: a run may end at their deaths
+        _stop(sweep, job, begun, got)
+    if code:
+        _show_trace(sweep, job)
+        _fail(sweep, job, begun, code, _reason(sweep.path(job), code, told))
+    _end(sweep, job, replace(begun, state="done", code=0))
+
+
+def command(sweep: Sweep, job: Job) -> list[str]:
+    """What a job is: a run of run.py in the job's folder."""
+    place = str(sweep.path(job)).replace("'", "\\'")
+    return [sys.executable, sweep.program, *job.overrides, "launcher=local", f"hydra.run.dir='{place}'"]
+
+
+def _begin(sweep: Sweep, job: Job, slurm: bool) -> Status:
+    before = folders.read_status(sweep.path(job))
+    slurm_id = _slurm_id() if slurm else None
+    again = before is not None and slurm_id is not None and before.slurm_id == slurm_id
+    requeues = before.requeues + (before.state == "requeued") if before and again else 0
+    host = os.environ["SLURMD_NODENAME"] if slurm else socket.gethostname()
+    status = Status("running", None, None, requeues, host, os.getpid(), slurm_id, _now(), None)
+    folders.write_status(sweep.path(job), status)
+    return status
+
+
+def _slurm_id() -> str:
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def _run(arguments: list[str], directory: str) -> tuple[int, list[str], list[int]]:
+    """Exit code, the last lines of the standard error, and the signals that came meanwhile."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.pop("HYDRA_FULL_ERROR", None)  # the run that launches has set it for itself
+    process = subprocess.Popen(arguments, cwd=directory, stderr=subprocess.PIPE, text=True, env=environment)
+    tail: list[str] = []
+    reader = threading.Thread(target=_copy, args=(process.stderr, tail), daemon=True)
+    reader.start()
+    with _passing_on(process) as got:
+        code = process.wait()
+    reader.join(timeout=10)  # a grandchild may hold the pipe open
+    return code, tail, got
+
+
+@contextlib.contextmanager
+def _passing_on(process: "subprocess.Popen[str]") -> Generator[list[int]]:
+    """Pass SIGTERM and SIGUSR2 on to the run; the signals that came are in the list."""
+    got: list[int] = []
+
+    def pass_on(number: int, _frame: Any) -> None:
+        got.append(number)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield got
+    except KeyboardInterrupt:  # the terminal has sent it to the run as well
+        process.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _copy(source: IO[str], tail: list[str]) -> None:
+    for line in source:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+        tail.append(line)
+        del tail[:-TAIL_LINES]
+
+
+def _stop(sweep: Sweep, job: Job, begun: Status, got: list[int]) -> None:
+    """Leave a job that saved: at SIGUSR2 it requeues itself, as often as it may; SIGTERM is another's wish.
+
+    Raises:
+        JobError: when it has requeued itself too often.
+        SystemExit: otherwise.
+    """
+    allowed = getattr(build(sweep.launcher, "launcher"), "requeues", 0)
+    wishes = signal.SIGTERM not in got and begun.slurm_id is not None
+    if wishes and begun.requeues >= allowed:
+        times = begun.requeues + 1
+        _fail(sweep, job, begun, REQUEUE, f"reached its time limit {times} times, launcher.requeues is {allowed}")
+    reason = None if wishes else "was stopped by a signal"
+    _end(sweep, job, replace(begun, state="requeued" if wishes else "stopped", reason=reason, code=REQUEUE))
+    sys.exit(REQUEUE)
+
+
+def _show_trace(sweep: Sweep, job: Job) -> None:
+    """Put the trace that run.py left into the log, where this process has one of its own."""
+    written = sweep.path(job) / "error.txt"
+    if written.exists() and not isinstance(build(sweep.launcher, "launcher"), Local):
+        print(written.read_text(), file=sys.stderr, flush=True)
+
+
+def _fail(sweep: Sweep, job: Job, begun: Status, code: int, reason: str) -> None:
+    _end(sweep, job, replace(begun, state="failed", reason=reason, code=code))
+    raise JobError(f"{job.name}: {reason}")
+
+
+def _end(sweep: Sweep, job: Job, status: Status) -> None:
+    folders.write_status(sweep.path(job), replace(status, ended=_now()))
+
+
+def _reason(folder: Path, code: int, told: list[str]) -> str:
+    """Why a run failed, in one line; what it told is kept where run.py itself could not write its trace."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"run.py was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    written = folder / "error.txt"
+    if not written.exists():
+        written.write_text("".join(told))
+    lines = [line.strip() for line in told if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else f"run.py ended with code {code}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

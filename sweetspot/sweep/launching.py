@@ -1,0 +1,185 @@
+"""Launch a sweep: check it, go on where a sweep of the same axes is, submit, and follow the jobs to their ends."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sweetspot import provenance
+from sweetspot.component import build
+from sweetspot.sweep import folder as folders
+from sweetspot.sweep.check import check
+from sweetspot.sweep.folder import Job, Sweep
+from sweetspot.sweep.launcher import Launcher, Local, Slurm
+from sweetspot.sweep.outcome import Outcome, outcomes
+from sweetspot.sweep.points import axes, check_axes, key_of, point_name, pool_points
+from sweetspot.sweep.submit import submit
+
+POLL_SECONDS = 2.0
+GIVEN_UP_SECONDS = 120  # SLURM may be away for so long
+
+
+class SweepError(RuntimeError):
+    """Jobs of a sweep failed; the text says how many and where to look."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for.
+
+    Attributes:
+        folder: the sweep's.
+        command: as it was typed.
+        program: run.py.
+        launcher: the composed group, `_target_` included.
+        task: the overrides as they were typed, sweeps not yet spread out.
+        points: the overrides of each job.
+        compose: gives the plain configuration of a point, hydra's part left out.
+    """
+
+    folder: Path
+    command: str
+    program: Path
+    launcher: Mapping[str, Any]
+    task: Sequence[str]
+    points: Sequence[Sequence[str]]
+    compose: Callable[[Sequence[str]], Mapping[str, Any]]
+
+
+def launch(asked: Asked) -> Sweep:
+    """Submit the jobs of a sweep that are not done, and follow them where the launcher waits.
+
+    Raises:
+        ValueError: one line, for a sweep that is refused; nothing is submitted then.
+        SweepError: when jobs have failed; all others have ended by then.
+    """
+    launcher: Launcher = build(asked.launcher, "launcher")
+    keys = varying(asked)
+    if not asked.points:
+        swept = [one for one in asked.task if key_of(one) in axes(asked.task)]
+        raise ValueError(f"a sweep must have at least one point, got none from {' '.join(swept) or 'the sweeper'}")
+    check_axes(asked.points, keys, asked.compose)
+    if isinstance(launcher, Slurm):
+        store = Path(str(asked.compose(asked.points[0])["store"]))
+        check(launcher, {"store": store, "hydra.sweep.dir": asked.folder, "run.py": asked.program.parent})
+    sweep = written(asked, keys, launcher)
+    standing = outcomes(sweep)
+    wanted = [job.number for job in sweep.jobs if _wanted(standing[job.number])]
+    _tell(sweep, standing, wanted)
+    if launcher.dry_run:
+        return sweep
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    provenance.keep(sweep.folder, [asked.command])
+    provenance.link_latest(sweep.folder)
+    sweep = submit(sweep, wanted)
+    if isinstance(launcher, Local) or launcher.wait:
+        follow(sweep)
+    else:
+        print(f"submitted; python -m sweetspot.sweep status {asked.folder}", flush=True)
+    return sweep
+
+
+def varying(asked: Asked) -> list[str]:
+    """The keys in which the points differ: the axes of the command line, or what the sweeper adds to it."""
+    constant = {key_of(one) for one in asked.task} - set(axes(asked.task))
+    return list(dict.fromkeys(key_of(one) for point in asked.points for one in point if key_of(one) not in constant))
+
+
+def written(asked: Asked, keys: Sequence[str], launcher: Launcher) -> Sweep:
+    """The sweep that is asked for, with the jobs that its folder has already; nothing is written yet."""
+    plan = launcher.plan if isinstance(launcher, Slurm) else "simple"
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    before = folders.read(asked.folder).jobs if (asked.folder / "jobs.json").exists() else ()
+    there = {frozenset(job.overrides): job for job in before if job.part == "run"}
+    number = max((job.number for job in before), default=-1) + 1
+    added: list[Job] = []
+    for point in asked.points:
+        if frozenset(point) not in there:
+            name = point_name([one for one in point if key_of(one) in keys]) if keys else "point"
+            added.append(Job(number + len(added), name, tuple(point)))
+            there[frozenset(point)] = added[-1]
+    pools: list[Job] = []
+    if isinstance(launcher, Slurm) and launcher.plan == "pooled":
+        pools = _pools(asked, before, number + len(added), launcher.pool_jobs)
+    merged = [*before, *pools, *added]
+    return Sweep(
+        folder=asked.folder.resolve(),
+        command=asked.command,
+        created=created,
+        program=str(asked.program),
+        directory=str(Path.cwd()),
+        launcher=asked.launcher,
+        plan=plan,
+        commit=provenance.commit(),
+        jobs=tuple(sorted(merged, key=lambda job: job.part)),
+    )
+
+
+def _pools(asked: Asked, before: Sequence[Job], number: int, count: int) -> list[Job]:
+    """The jobs that fill the shared pools and are not in the sweep yet, numbered from `number`."""
+    there = [job for job in before if job.part == "pool"]
+    known = {job.overrides for job in there}
+    wanted = [one for one in pool_points(asked.points, asked.compose) if one not in known for _ in range(count)]
+    return [Job(number + place, f"pool-{len(there) + place}", one, part="pool") for place, one in enumerate(wanted)]
+
+
+def follow(sweep: Sweep) -> None:
+    """Wait until no job of the sweep waits or runs, telling what changes.
+
+    Raises:
+        SweepError: when jobs have failed or were stopped.
+    """
+    told = ""
+    while True:
+        now = _asked_again(sweep)
+        words = ", ".join(
+            f"{count} {name}" for name, count in sorted(Counter(one.standing for one in now.values()).items())
+        )
+        if words != told:
+            print(f"jobs: {words}", flush=True)
+            told = words
+        if not any(one.lives for one in now.values()):
+            break
+        time.sleep(POLL_SECONDS)
+    bad = [job for job in sweep.jobs if now[job.number].standing != "done"]
+    for job in bad:
+        one = now[job.number]
+        where = sweep.log(job) or sweep.path(job) / "error.txt"
+        Console(stderr=True).print(
+            f"{one.standing}  {job.name}: {one.reason} (log: {where})", soft_wrap=True, markup=False
+        )
+    print(f"sweep     {sweep.folder}", flush=True)
+    if bad:
+        again = f"python -m sweetspot.sweep resubmit {sweep.folder}"
+        raise SweepError(f"{len(bad)} of {len(sweep.jobs)} jobs failed; to repeat them: {again}")
+
+
+def _asked_again(sweep: Sweep) -> dict[int, Outcome]:
+    """The outcomes, from a SLURM that may be away for a moment."""
+    end = time.monotonic() + GIVEN_UP_SECONDS
+    while True:
+        try:
+            return outcomes(sweep)
+        except ValueError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(POLL_SECONDS)
+
+
+def _wanted(one: Outcome) -> bool:
+    return not one.lives and one.standing != "done"
+
+
+def _tell(sweep: Sweep, standing: Mapping[int, Outcome], wanted: Sequence[int]) -> None:
+    kind = str(sweep.launcher["_target_"]).rpartition(".")[2]
+    there = Counter(one.standing for number, one in standing.items() if number not in wanted)
+    rest = "".join(f", {count} {name} already" for name, count in sorted(there.items()))
+    print(f"sweep     {sweep.folder}\njobs: {len(wanted)} to submit ({kind}){rest}", flush=True)
+    for job in sweep.jobs:
+        if job.number in wanted:
+            print(f"  {job.number:3}  {job.name}", flush=True)

@@ -1,0 +1,260 @@
+"""Sweeps without SLURM: names, the folder, what is refused, the batch script's options, and a local sweep."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweetspot.sweep import folder as folders
+from sweetspot.sweep import job as jobs
+from sweetspot.sweep.check import check_seen, file_system, gpus_of
+from sweetspot.sweep.folder import Attempt, Job, Status, Sweep
+from sweetspot.sweep.launcher import Shape, Slurm
+from sweetspot.sweep.launching import Asked, written
+from sweetspot.sweep.outcome import outcomes
+from sweetspot.sweep.points import axes, check_axes, own, point_name, run_name, sweep_name
+from sweetspot.sweep.submit import parameters, python_command, told_by
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_point_is_named_by_what_varies() -> None:
+    assert point_name(["n_samples=5", "strategy=max_min"]) == "n_samples=5,strategy=max_min"
+    assert point_name([]) == "default"
+
+
+def test_points_that_differ_have_names_that_differ() -> None:
+    values = ["a/b", "a-b", "a b", "a'b", "", "mu+2sigma", "mu-2sigma", "[1,2]", "x" * 200, "x" * 201, "é", ".", ".."]
+    names = [point_name([f"model.path={value}"]) for value in values] + [point_name([".."]), point_name(["."])]
+    assert len(set(names)) == len(names)
+    assert all(len(name.encode()) < 200 and "/" not in name and name not in (".", "..") for name in names)
+
+
+def test_a_sweep_with_the_same_axes_and_the_same_rest_has_the_same_name() -> None:
+    name = sweep_name(["n_samples=5,20", "strategy=max_min,scalable", "seed=1"])
+    assert name.startswith("n_samples+strategy-")
+    assert name == sweep_name(["seed=1", "strategy=random,max_min", "n_samples=range(4,9)", "launcher=slurm"])
+    assert name == sweep_name(
+        ["n_samples=5,20", "strategy=max_min,random", "seed=1", "launcher.gpus=2", "hydra.verbose=true"]
+    )
+    assert name != sweep_name(["n_samples=5,20", "strategy=max_min,scalable", "seed=2"])
+    assert name != sweep_name(["n_samples=5,20", "strategy=max_min,scalable"])
+    assert name != sweep_name(["n_samples=5,20", "seed=1"])
+
+
+def test_a_run_is_named_by_its_own_overrides() -> None:
+    assert run_name(["strategy=max_min", "launcher=local", "hydra.verbose=true"]) == "strategy=max_min"
+    assert own(["launch.threads=1", "launcher.wait=false", "+launcher.more.a=1"]) == ["launch.threads=1"]
+
+
+def test_choices_ranges_and_globs_are_axes() -> None:
+    assert axes(["a=1,2", "b=[1,2]", "c=glob(x*)", "d=range(1,3)", "e='1,2'", "f=choice(a,b)"]) == ["a", "c", "d", "f"]
+
+
+def composed(point: Any) -> dict[str, Any]:
+    values = dict(word.split("=") for word in point)
+    launch = {"_target_": "sweetspot.launch.Launch", "threads": 1, "devices": None, "lease_seconds": 60.0}
+    return {
+        "n_samples": values.get("n", "1"),
+        "seed": "0",
+        "launch": {**launch, "threads": int(values.get("threads", "1"))},
+    }
+
+
+def test_an_axis_that_changes_no_result_is_named() -> None:
+    points = [[f"n={n}", f"threads={threads}"] for n in (5, 20) for threads in (1, 2)]
+    with pytest.raises(ValueError, match=r"threads: an axis .* threads=1 and threads=2 make the same"):
+        check_axes(points, ["n", "threads"], composed)
+    check_axes([["n=5"], ["n=20"]], ["n"], composed)
+
+
+def sweep_in(folder: Path, *sets: Job) -> Sweep:
+    local = {"_target_": "sweetspot.sweep.launcher.Local", "plan": "simple", "dry_run": False}
+    return Sweep(folder, "python run.py -m", "2026-01-01", "/run.py", str(folder), local, "simple", None, sets)
+
+
+def test_what_is_written_of_a_sweep_is_read_again(tmp_path: Path) -> None:
+    attempt = Attempt("12_3", "logs/12_3_0_log.out", "2026-01-01T00:00:00+00:00")
+    sweep = sweep_in(tmp_path, Job(0, "n=5", ("n=5", "a=b"), "run", (attempt,)), Job(1, "pool-0", (), "pool"))
+    folders.write(sweep)
+    assert folders.read(tmp_path) == sweep
+    assert sweep.log(sweep.jobs[0]) == tmp_path / "logs/12_3_0_log.out"
+    with pytest.raises(ValueError, match=r"a sweep's folder must have a jobs.json, got .*nowhere"):
+        folders.read(tmp_path / "nowhere")
+
+
+def test_a_second_sweep_keeps_the_jobs_of_the_first_and_adds_its_own(tmp_path: Path) -> None:
+    first = sweep_in(tmp_path, Job(0, "n=5", ("n=5", "seed=1")), Job(1, "n=20", ("n=20", "seed=1")))
+    folders.write(first)
+    points = [["n=20", "seed=1"], ["n=50", "seed=1"]]
+    asked = Asked(tmp_path, "again", Path("/run.py"), first.launcher, ["n=20,50", "seed=1"], points, composed)
+    assert written(asked, ["n"], "simple").jobs == (*first.jobs, Job(2, "n=50", ("n=50", "seed=1")))
+
+
+def test_a_job_that_says_it_runs_but_has_no_process_was_killed(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    attempt = Attempt(None, None, "2026-01-01T00:00:00+00:00")
+    sweep = sweep_in(
+        tmp_path, *(Job(number, str(number), (), "run", (attempt,)) for number in range(2)), Job(2, "2", ())
+    )
+    for number, pid in enumerate([ended.pid, os.getpid()]):
+        now = Status("running", None, None, 0, os.uname().nodename, pid, None, "2026-01-01T00:00:01+00:00", None)
+        folders.write_status(tmp_path / str(number), now)
+    found = outcomes(sweep)
+    assert [(one.standing, one.reason) for one in found.values()] == [
+        ("failed", "was killed"),
+        ("running", ""),
+        ("not submitted", ""),
+    ]
+
+
+def test_a_job_s_folder_is_quoted_for_hydra(tmp_path: Path) -> None:
+    job = Job(0, "n=5,a=b", ("n=5",))
+    words = jobs.command(sweep_in(tmp_path, job), job)
+    assert words[1:] == ["/run.py", "n=5", "launcher=local", f"hydra.run.dir='{tmp_path}/n=5,a=b'"]
+
+
+def slurm(**changes: Any) -> Slurm:
+    shape: dict[str, Any] = {"gpus": 8, "cpus": 64, "memory_gb": 0.5, "minutes": 90}
+    none = dict.fromkeys(
+        ["partition", "account", "qos", "constraint", "reservation", "exclude", "dependency", "container"]
+    )
+    rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "nodes": 2, "pool_jobs": 1, "setup": []}
+    limits: dict[str, Any] = {"array_parallelism": 8, "signal_seconds": 30, "requeues": 3, "shared": None, "more": {}}
+    pool = Shape(gpus=1, cpus=8, memory_gb=None, minutes=30)
+    return Slurm(**{**none, **rest, **limits, **shape, "python": None, "pool": pool, **changes})
+
+
+def test_every_field_reaches_sbatch() -> None:
+    named = {"partition": "p", "account": "a", "qos": "q", "constraint": "c", "exclude": "e"}
+    given = slurm(**named, reservation="r", dependency="afterok:7", setup=["module load x"], more={"mail-type": "END"})
+    found = parameters(given, "run", ["12"], "name")
+    assert {key: found[key] for key in named} == named
+    assert (found["gpus_per_node"], found["cpus_per_task"], found["mem"], found["time"]) == (8, 64, "512MB", 90)
+    assert (found["nodes"], found["dependency"], found["array_parallelism"]) == (2, "afterok:12,afterok:7", 8)
+    assert (found["setup"], found["signal_delay_s"]) == (["module load x"], 30)
+    assert found["additional_parameters"] == {
+        "requeue": True,
+        "kill-on-invalid-dep": "yes",
+        "reservation": "r",
+        "mail-type": "END",
+    }
+    pool = parameters(given, "pool", [], "name")
+    assert (pool["gpus_per_node"], pool["cpus_per_task"], pool["time"], "mem" in pool) == (1, 8, 30, False)
+    assert python_command(slurm(container="apptainer exec a.sif", python="python3")) == "apptainer exec a.sif python3"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"signal_seconds": 1800}, "signal_seconds must be < the time of a job"),
+        ({"dependency": "after that"}, "dependency must be as sbatch takes it"),
+        ({"gpus": -1}, "greater than or equal to 0"),
+        ({"minutes": "1:00:00"}, "valid integer"),
+    ],
+)
+def test_a_wrong_field_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        slurm(**changes)
+
+
+def test_gpus_are_read_from_slurm_s_words() -> None:
+    assert [gpus_of(word) for word in ("gpu:2", "gpu:a100:4(S:0-1),shard:8", "(null)", "gpu:a:1,gpu:b:2", "gpu")] == [
+        2,
+        4,
+        0,
+        3,
+        1,
+    ]
+
+
+MOUNTS = "overlay / overlay rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\nserver:/home /home nfs4 rw 0 0\n"
+
+
+def test_a_folder_of_this_machine_alone_is_refused_for_other_nodes(tmp_path: Path) -> None:
+    assert [file_system(Path(place), MOUNTS) for place in ("/dev/shm/a", "/home/me/x", "/homes/x")] == [
+        "tmpfs",
+        "nfs4",
+        "overlay",
+    ]
+    with pytest.raises(
+        ValueError, match=r"store must lie where every node sees it, got .* \(tmpfs\); .*launcher.shared"
+    ):
+        check_seen("store", Path("/dev/shm/store"), ["elsewhere"], None)
+    check_seen("store", Path("/dev/shm/store"), [os.uname().nodename], None)
+    check_seen("store", tmp_path / "store", ["elsewhere"], [str(tmp_path)])
+    with pytest.raises(ValueError, match=r"store must lie under one of launcher.shared"):
+        check_seen("store", tmp_path / "store", ["elsewhere"], [str(tmp_path / "sto")])
+
+
+def test_sbatch_s_own_words_are_what_is_told() -> None:
+    text = "Command failed\nsbatch: error: Batch job submission failed: Invalid account\nTraceback ..."
+    assert told_by(text) == "sbatch: Batch job submission failed: Invalid account"
+
+
+def test_without_sbatch_nothing_is_made(tmp_path: Path) -> None:
+    ended = command(tmp_path, ["launcher=slurm", "n_samples=5,20"], PATH=str(tmp_path))
+    assert ended.returncode == 1
+    assert (
+        ended.stderr == "error: launcher=slurm must find sbatch on PATH: log in to a cluster, or take launcher=local\n"
+    )
+    assert not list(tmp_path.glob("sweep/*/"))
+
+
+def command(folder: Path, words: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
+    arguments = [sys.executable, "run.py", "-m", f"store={folder}/store", f"hydra.sweep.dir={folder}/sweep", *words]
+    env = {**os.environ, **environment}
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300, env=env)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "submitit_local"])
+def test_a_refused_point_ends_no_other_and_the_sweep_fails(tmp_path: Path, tiny_policy: Path, launcher: str) -> None:
+    (tmp_path / "few.jsonl").write_text('{"prompt": "Why?"}\n')
+    data = [
+        "data=jsonl",
+        f"data.path={tmp_path}/few.jsonl",
+        "n_samples=4,5",
+        "strategy=scalable",
+        "sampler=transformers",
+    ]
+    data += [
+        f"launcher={launcher}",
+        "model=other",
+        f"model.path={tiny_policy}",
+        "until=sample",
+        "sampler.max_tokens=4",
+        "sampler.tile_samples=5",
+        "launch.threads=1",
+    ]
+    ended = command(tmp_path, data)
+    assert ended.returncode == 1
+    assert "1 of 2 jobs failed" in ended.stderr.splitlines()[-1]
+    assert "n_samples=4: n_samples must be >= 5 for the strategy's positions, got 4" in ended.stderr
+    assert "Traceback" in (tmp_path / "sweep" / "n_samples=4" / "error.txt").read_text()
+    assert (
+        json.loads((tmp_path / "sweep" / "n_samples=5" / "manifest.json").read_text())["rounds"][0]["samples"]["drawn"]
+        == 5
+    )
+    again = command(tmp_path, data)
+    assert "1 to submit" in again.stdout
+    assert "1 done already" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_run_keeps_command_and_commit_and_is_the_latest(tmp_path: Path) -> None:
+    words = ["until=select", "data.path=nowhere.jsonl", "data=jsonl", f"store={tmp_path}/store"]
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    (run,) = [path for path in (tmp_path / "runs").iterdir() if path.name != "latest"]
+    assert run.name.split("_", 2)[2].startswith("until=select,data.path=nowhere.jsonl,data=jsonl,store=")
+    assert (tmp_path / "runs" / "latest").resolve() == run
+    assert (run / "command.txt").read_text().split()[1:] == [str(ROOT / "run.py"), *words]
+    assert "data.path must be an existing file, got nowhere.jsonl" in (run / "error.txt").read_text()

@@ -1,0 +1,212 @@
+"""Sweeps on a real SLURM, the one of slurm/local_cluster.sh: what happens to jobs that fail, are killed or requeued."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweetspot.sweep import folder as folders
+from sweetspot.sweep import slurm
+from sweetspot.sweep.folder import Job, Sweep
+from sweetspot.sweep.launching import SweepError, follow
+from sweetspot.sweep.outcome import Outcome, outcomes
+from sweetspot.sweep.points import point_name
+from sweetspot.sweep.submit import submit
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("slurm")]
+
+# what a job runs in place of run.py: it does as its first override says
+PROGRAM = """
+import os, pathlib, signal, sys, time
+words = dict(word.split("=", 1) for word in sys.argv[1:])
+folder = pathlib.Path(words["hydra.run.dir"].strip("'"))
+turns = len((folder / "turns").read_text()) + 1 if (folder / "turns").exists() else 1
+(folder / "turns").write_text("." * turns)
+match words["do"]:
+    case "raise":
+        raise ValueError("a planned fault")
+    case "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    case "memory":
+        held = bytearray(os.urandom(1 << 20)) * 900
+        time.sleep(100)
+    case "slow":
+        signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))
+        time.sleep(300)
+    case "twice":
+        signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))
+        time.sleep(300 if turns == 1 else 0)
+    case "wait":
+        while not pathlib.Path(words["for"]).exists():
+            time.sleep(0.1)
+(folder / "manifest.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    return tmp_path / "program.py"
+
+
+def launcher(**changes: Any) -> dict[str, Any]:
+    shape: dict[str, Any] = {"gpus": 0, "cpus": 1, "memory_gb": 0.6, "minutes": 5}
+    none = dict.fromkeys(
+        ["partition", "account", "qos", "constraint", "reservation", "exclude", "dependency", "container", "python"]
+    )
+    rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "nodes": 1, "pool_jobs": 1, "setup": []}
+    limits: dict[str, Any] = {"array_parallelism": 8, "signal_seconds": 30, "requeues": 3, "shared": None, "more": {}}
+    pool = {"_target_": "sweetspot.sweep.launcher.Shape", **shape}
+    return {"_target_": "sweetspot.sweep.launcher.Slurm", **none, **rest, **limits, **shape, "pool": pool, **changes}
+
+
+def sweep_of(program: Path, points: list[list[str]], **changes: Any) -> Sweep:
+    jobs = tuple(Job(number, point_name([point[0]]), tuple(point)) for number, point in enumerate(points))
+    place = program.parent / "sweep"
+    return Sweep(place, "", "", str(program), str(ROOT), launcher(**changes), "simple", None, jobs)
+
+
+def end_of(sweep: Sweep, seconds: float = 240) -> dict[str, Outcome]:
+    """How each job stands once none lives, by name."""
+    return until(sweep, lambda now: not any(one.lives for one in now.values()), seconds)
+
+
+def until(sweep: Sweep, holds: Any, seconds: float = 120) -> dict[str, Outcome]:
+    end = time.monotonic() + seconds
+    while True:
+        now = {job.name: one for job, one in zip(sweep.jobs, outcomes(sweep).values(), strict=True)}
+        if holds(now):
+            return now
+        assert time.monotonic() < end, (
+            now,
+            [(path, path.read_text()[-500:]) for path in sweep.folder.glob("logs/*.out")],
+        )
+        time.sleep(1)
+
+
+def test_each_failure_has_its_reason_and_hides_no_other_job(cluster: Path, program: Path) -> None:
+    assert cluster.exists()
+    sweep = submit(sweep_of(program, [["do=ok"], ["do=raise"], ["do=kill"], ["do=memory"], ["do=fine"]]), range(5))
+    found = end_of(sweep)
+    assert {name: one.standing for name, one in found.items()} == {
+        "do=ok": "done",
+        "do=raise": "failed",
+        "do=kill": "failed",
+        "do=memory": "failed",
+        "do=fine": "done",
+    }
+    assert found["do=raise"].reason == "ValueError: a planned fault"
+    assert found["do=kill"].reason == "run.py was killed by SIGKILL (out of memory?)"
+    assert "memory" in found["do=memory"].reason
+    log = sweep.log(sweep.jobs[1])
+    assert log is not None
+    assert 'raise ValueError("a planned fault")' in log.read_text()
+    assert "Traceback" in (sweep.path(sweep.jobs[1]) / "error.txt").read_text()
+    ids = [job.last.slurm_id for job in sweep.jobs if job.last and job.last.slurm_id]
+    states = [one.state for one in slurm.states(ids).values()]
+    assert states[0] == states[4] == "COMPLETED"
+    assert "COMPLETED" not in states[1:4]
+    with pytest.raises(SweepError, match="3 of 5 jobs failed"):
+        follow(sweep)
+
+
+def test_a_job_at_its_time_limit_requeues_itself_and_goes_on(cluster: Path, program: Path) -> None:
+    assert cluster.exists()
+    sweep = submit(sweep_of(program, [["do=twice"], ["do=slow"]], minutes=1, requeues=1, signal_seconds=45), [0, 1])
+    found = end_of(sweep, 400)
+    assert found["do=twice"].standing == "done"
+    assert (sweep.path(sweep.jobs[0]) / "turns").read_text() == ".."
+    assert found["do=slow"].standing == "failed"
+    assert found["do=slow"].reason == "reached its time limit 2 times, launcher.requeues is 1"
+
+
+def test_a_cancelled_job_stays_cancelled_and_is_done_when_submitted_again(cluster: Path, program: Path) -> None:
+    assert cluster.exists()
+    flag = program.parent / "flag"
+    sweep = submit(sweep_of(program, [["do=wait", f"for={flag}"]]), [0])
+    until(sweep, lambda now: now["do=wait"].standing == "running" and (sweep.folder / "do=wait" / "turns").exists())
+    assert sweep.jobs[0].last
+    slurm.cancel([str(sweep.jobs[0].last.slurm_id)])
+    assert end_of(sweep)["do=wait"] == Outcome("stopped", "was cancelled", "node1", "")
+    flag.touch()
+    again = submit(folders.read(sweep.folder), [0])
+    assert len(again.jobs[0].attempts) == 2
+    assert end_of(again)["do=wait"].standing == "done"
+
+
+def test_a_requeued_job_goes_on_under_its_number(cluster: Path, program: Path) -> None:
+    assert cluster.exists()
+    flag = program.parent / "flag"
+    sweep = submit(sweep_of(program, [["do=wait", f"for={flag}"]]), [0])
+    turns = sweep.folder / "do=wait" / "turns"
+    until(sweep, lambda _: turns.exists())
+    assert sweep.jobs[0].last
+    slurm.call("scontrol", "requeue", str(sweep.jobs[0].last.slurm_id))
+    until(sweep, lambda _: turns.read_text() == "..")
+    flag.touch()
+    assert end_of(sweep)["do=wait"].standing == "done"
+
+
+def test_a_job_goes_on_after_its_node_went_down_and_after_a_preemption(cluster: Path, program: Path) -> None:
+    assert cluster.exists()
+    flag = program.parent / "flag"
+    sweep = sweep_of(program, [["do=wait", f"for={flag}"]], partition="preemptible", cpus=4)
+    sweep = submit(sweep, [0])
+    turns = sweep.folder / "do=wait" / "turns"
+    node = until(sweep, lambda now: turns.exists() and now["do=wait"].standing == "running")["do=wait"].node
+    slurm.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")  # it comes back by itself
+    until(sweep, lambda _: turns.read_text() == "..")
+    urgent = ["--nodes=2", "--cpus-per-task=4", "--mem=100", "--output=/dev/null", "--wrap=sleep 3"]
+    slurm.call("sbatch", "--partition=main", *urgent)
+    until(sweep, lambda _: turns.read_text() == "...")
+    flag.touch()
+    assert end_of(sweep)["do=wait"].standing == "done"
+
+
+def test_the_pool_comes_first_and_a_failed_pool_keeps_the_runs_from_starting(cluster: Path, program: Path) -> None:
+    assert cluster.exists()
+    for does, standing in (("ok", "done"), ("raise", "stopped")):
+        sweep = sweep_of(program, [["do=fine"], [f"do={does}"]])
+        jobs = (sweep.jobs[0], Job(1, "pool-0", sweep.jobs[1].overrides, "pool"))
+        sweep = submit(Sweep(**{**vars(sweep), "jobs": jobs, "folder": program.parent / does}), [0, 1])
+        found = end_of(sweep)
+        assert found["do=fine"].standing == standing
+        if does == "ok":
+            pool, run = (folders.read_status(sweep.path(job)) for job in reversed(sweep.jobs))
+            assert pool and run and pool.ended and pool.ended <= run.started
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["launcher.partition=nowhere"], "launcher.partition must be one of main, preemptible, got nowhere"),
+        (["launcher.gpus=3"], "launcher.gpus must be <= 2, the most that a node of partition main has, got 3"),
+        (["launcher.memory_gb=900"], "SLURM refuses such a job"),
+        (["launcher.shared=[/somewhere]"], "store must lie under one of launcher.shared (/somewhere), got"),
+        (["strategy=glob(nothing*)"], "a sweep must have at least one point"),
+        (["launch.threads=1,2"], "launch.threads: an axis of a sweep must change what a run makes"),
+    ],
+)
+def test_what_the_cluster_would_refuse_is_one_line_and_nothing_is_submitted(
+    cluster: Path, tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    assert cluster.exists()
+    before = slurm.call("squeue", "--me", "--noheader")
+    arguments = ["-m", "n_samples=5,20", "launcher=slurm", f"store={tmp_path}/store", f"hydra.sweep.dir={tmp_path}/s"]
+    ended = subprocess.run(
+        [sys.executable, "run.py", *arguments, *overrides],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert ended.returncode == 1
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert words in ended.stderr
+    assert not (tmp_path / "s" / "jobs.json").exists()
+    assert slurm.call("squeue", "--me", "--noheader") == before
