@@ -95,24 +95,9 @@ class Settings:
         if not callable(self.strategy):
             raise ValueError(f"strategy must be a Strategy, got {type(self.strategy).__name__}")
         if self.dpo.reference == "sampler":
-            self._check_sampled_reference()
+            stages.check_sampled_reference(self.dpo, self.data, self.sampler)
         if self.rounds > 1 and not self.reaches("train"):
             raise ValueError(f"until must be train or evaluate when rounds is {self.rounds}, got {self.until}")
-
-    def _check_sampled_reference(self) -> None:
-        """Refuse the sampler's log-probabilities where they are of another model or another prompt than training's."""
-        longest = self.dpo.max_prompt_tokens
-        for fault, wrong in (
-            (f"data must have its samples drawn here, got {type(self.data).__name__}", isinstance(self.data, Imported)),
-            ("sampler.adapter must be null", getattr(self.sampler, "adapter", None) is not None),
-            (
-                f"sampler.max_prompt_tokens must be <= dpo.max_prompt_tokens ({longest}), which cuts longer prompts, "
-                f"got {self.sampler.max_prompt_tokens}",
-                self.sampler.max_prompt_tokens > longest,
-            ),
-        ):
-            if wrong:
-                raise ValueError(f"with dpo.reference=sampler {fault}")
 
     @property
     def chosen(self) -> str:

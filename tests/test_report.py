@@ -122,7 +122,7 @@ def _round(store: Path, turn: int, reach: int, n_prompts: int, n: int) -> dict[s
     path.write_text("".join(json.dumps(row) + "\n" for row in history))
     found["policy"] = {"key": f"o{turn}", "folder": f"policies/o{turn}", "history": f"policies/o{turn}/history.jsonl"}
     found["policy"] |= {"pairs": 47, "too_long": 1, "held_out": 0}
-    found["policy"] |= {"loss_first": 0.6931, "loss_last": 0.3312, "steps": 110}
+    found["policy"] |= {"loss_first": 0.6931, "loss_last": 0.3312, "steps": 110, "reference_error": None}
     return found
 
 
@@ -420,6 +420,16 @@ def test_the_summary_of_a_partial_run_has_no_more_than_it_reached(until: str, ru
     text = terminal(run_of(until))
     shown = [word in text for word in ("Samples", "Rewards by", "Pairs", "Training", "Held out")]
     assert shown == [number <= STAGES.index(until) for number in range(5)]
+
+
+def test_a_sampled_reference_is_told_with_its_error(run_of: RunOf) -> None:
+    path = run_of("train")
+    assert "off by" not in terminal(path)
+    manifest = json.loads(path.read_text())
+    error = {"responses": 64, "mean": -0.01, "mean_absolute": 0.25, "largest": 0.5}
+    manifest["rounds"][0]["policy"]["reference_error"] = error
+    path.write_text(json.dumps(manifest))
+    assert "off by 0.250 nats a response (0.500 at most, of 64 compared)" in terminal(path, width=160)
 
 
 @pytest.mark.parametrize("blank", [None, math.nan])

@@ -111,8 +111,8 @@ def test_a_pair_without_reference_is_refused_by_name(tiny_model: Model) -> None:
             "dpo: sft_weight must be 0 with loss=orpo, which has an NLL term, got 1.0",
         ),
         (
-            {"loss": "simpo", "reference": "first"},
-            "dpo: reference must be left at previous with loss=simpo, which has none, got first",
+            {"loss": "simpo", "reference_model": "first"},
+            "dpo: reference_model must be left at previous with loss=simpo, which has no reference, got first",
         ),
     ],
 )
@@ -207,7 +207,7 @@ def test_training_starts_at_log_two_and_separates_the_pairs(tiny_model: Model, t
     assert {name for row in steps for name in row.keys() - history[0].keys()} == SPEED
     assert all(row[name] > 0 for row in steps for name in SPEED)
     progress = [event["progress"] for event in events if "progress" in event]
-    assert progress[0]["note"] == "shared_prefix, tiles of the vocabulary, torch"
+    assert progress[0]["note"] == "shared_prefix, tiles of the vocabulary, torch, without gated products"
     assert [state["done"] for state in progress[1:]] == [1, 2, 3, 4, 5, 6]
     assert {(state["total"], state["unit"]) for state in progress[1:]} == {(6, "steps")}
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from sweetspot.logprob.products import installed, product
 
 
-def install(network: nn.Module) -> int:
+def install(network: Any) -> int:
     """Have the network's gated layers keep gate and up alone; returns how many there are. After `products.install`."""
     layers = [module for module in network.modules() if _is_gated(module)]
     for layer in layers:
@@ -29,7 +29,7 @@ def _is_gated(module: Any) -> bool:
     return (
         type(module).__name__ in ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
         and type(down := parts.get("down_proj")) is nn.Linear
-        and down.bias is None
+        and "bias" not in dict(down.named_parameters())
         and getattr(module.config, "hidden_act", None) == "silu"
     )
 

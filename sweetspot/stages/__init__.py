@@ -11,7 +11,7 @@ from sweetspot.stages.pairs import Pairs, select
 from sweetspot.stages.policy import Policy, train
 from sweetspot.stages.pool import Rewards, Samples, sample, score, text_codes, token_counts
 from sweetspot.stages.prepare import prepare
-from sweetspot.stages.reference import log_probabilities
+from sweetspot.stages.reference import check_sampled_reference, log_probabilities
 from sweetspot.stages.run import Run, Stage
 from sweetspot.stages.subject import Evaluation, Subject
 
@@ -26,6 +26,7 @@ __all__ = [
     "Subject",
     "bench",
     "check",
+    "check_sampled_reference",
     "evaluate",
     "imported",
     "log_probabilities",

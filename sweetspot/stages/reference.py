@@ -3,13 +3,16 @@
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from sweetspot.component import key, to_config
+from sweetspot.data import Imported
 from sweetspot.dpo import DPO
 from sweetspot.model import Model
+from sweetspot.sampler import Sampler
 from sweetspot.schema import LOGPROBS
 from sweetspot.stages.pool import Samples, rows_at
 from sweetspot.stages.run import Run
@@ -45,6 +48,22 @@ def reference_logprobs(
     checked = set(sorted(wanted)[:: max(1, len(wanted) // CHECKED)][:CHECKED])
     computed = log_probabilities(samples, checked, model, dpo, run, "reference check")
     return drawn, sampler_error((drawn[place], value) for place, value in computed.items())
+
+
+def check_sampled_reference(dpo: DPO, data: Any, sampler: Sampler) -> None:
+    """Refuse the sampler's log-probabilities where they are of another model or another prompt than training's.
+
+    Raises:
+        ValueError: naming the setting that does not go with dpo.reference=sampler.
+    """
+    longest, cut = dpo.max_prompt_tokens, sampler.max_prompt_tokens
+    for fault, wrong in (
+        (f"data must have its samples drawn here, got {type(data).__name__}", isinstance(data, Imported)),
+        ("sampler.adapter must be null", getattr(sampler, "adapter", None) is not None),
+        (f"sampler.max_prompt_tokens must be <= dpo.max_prompt_tokens ({longest}), got {cut}", cut > longest),
+    ):
+        if wrong:
+            raise ValueError(f"with dpo.reference=sampler {fault}")
 
 
 def sampler_logprobs(samples: Samples, wanted: set[Place]) -> dict[Place, float]:
