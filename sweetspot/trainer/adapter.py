@@ -5,6 +5,7 @@ rows in the store.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,14 @@ def save_policy(network: Any, output: Path, dpo: DPO, forward: Forward, groups: 
     merged = network.merge_and_unload(safe_merge=True)
     worst = (_logprobs(merged, groups, forward) - unmerged).abs().max().item()
     emit({"metrics": {"adapter/merging_error": worst}})  # nats a token
-    if not worst <= (within := TOLERANCE[dpo.autocast or dpo.dtype]):
+    if not worst <= (within := TOLERANCE[dpo.dtype]):
         raise RuntimeError(f"dpo.adapter: merging changes log-probabilities by {worst:.2g} nats a token, over {within}")
     merged.save_pretrained(output)
 
 
 @torch.no_grad()
 def _logprobs(network: Any, groups: Sequence[Group], forward: Forward) -> torch.Tensor:
-    """The mean log-probability per token of each response of the first groups."""
+    """The mean log-probability per token of each response of the first groups, in the dtype of the weights."""
     layout = forward.layout(groups[:PROBED]).to(network.device)
     network.eval()
-    return response_logprobs(network, layout, forward) / layout.lengths
+    return response_logprobs(network, layout, dataclasses.replace(forward, autocast=None)) / layout.lengths
