@@ -124,7 +124,7 @@ def slurm(**changes: Any) -> Slurm:
     none = dict.fromkeys(
         ["partition", "account", "qos", "constraint", "reservation", "exclude", "dependency", "container"]
     )
-    rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "nodes": 2, "pool_jobs": 1, "setup": []}
+    rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "pool_jobs": 1, "setup": []}
     limits: dict[str, Any] = {"array_parallelism": 8, "signal_seconds": 30, "requeues": 3, "shared": None, "more": {}}
     pool = Shape(gpus=1, cpus=8, memory_gb=None, minutes=30)
     return Slurm(**{**none, **rest, **limits, **shape, "python": None, "pool": pool, **changes})
@@ -136,7 +136,7 @@ def test_every_field_reaches_sbatch() -> None:
     found = parameters(given, "run", ["12"], "name")
     assert {key: found[key] for key in named} == named
     assert (found["gpus_per_node"], found["cpus_per_task"], found["mem"], found["time"]) == (8, 64, "512MB", 90)
-    assert (found["nodes"], found["dependency"], found["array_parallelism"]) == (2, "afterok:12,afterok:7", 8)
+    assert (found["nodes"], found["dependency"], found["array_parallelism"]) == (1, "afterok:12,afterok:7", 8)
     assert (found["setup"], found["signal_delay_s"]) == (["module load x"], 30)
     assert found["additional_parameters"] == {
         "requeue": True,

@@ -35,10 +35,8 @@ match words["do"]:
         held = bytearray(os.urandom(1 << 20)) * 900
         time.sleep(100)
     case "slow":
-        signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))
         time.sleep(300)
     case "twice":
-        signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))
         time.sleep(300 if turns == 1 else 0)
     case "wait":
         while not pathlib.Path(words["for"]).exists():
@@ -58,7 +56,7 @@ def launcher(**changes: Any) -> dict[str, Any]:
     none = dict.fromkeys(
         ["partition", "account", "qos", "constraint", "reservation", "exclude", "dependency", "container", "python"]
     )
-    rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "nodes": 1, "pool_jobs": 1, "setup": []}
+    rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "pool_jobs": 1, "setup": []}
     limits: dict[str, Any] = {"array_parallelism": 8, "signal_seconds": 30, "requeues": 3, "shared": None, "more": {}}
     pool = {"_target_": "sweetspot.sweep.launcher.Shape", **shape}
     return {"_target_": "sweetspot.sweep.launcher.Slurm", **none, **rest, **limits, **shape, "pool": pool, **changes}

@@ -95,7 +95,7 @@ class Status:
     """What status.json holds: a job's own word.
 
     Attributes:
-        state: running; requeued (saved, waits for its next turn); stopped (saved at a signal, does not go on by
+        state: running; requeued (waits for its next turn); stopped (at a signal, does not go on by
             itself); failed; done.
         reason: of failed and stopped, in one line: the run's error line or how it died.
         code: exit code of run.py, -9 when it was killed by signal 9; None while it runs.

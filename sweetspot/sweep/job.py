@@ -18,7 +18,7 @@ from sweetspot.sweep import folder as folders
 from sweetspot.sweep.folder import Job, Status, Sweep
 from sweetspot.sweep.launcher import Local
 
-REQUEUE = 75  # run.py saved at a signal and would go on
+REQUEUE = 75  # exit code of a job that a signal ended and that would go on
 TAIL_LINES = 60
 
 
@@ -44,7 +44,7 @@ def run(folder: str, number: int, slurm: bool) -> None:
     begun = _begin(sweep, job, slurm)
     (sweep.path(job) / "error.txt").unlink(missing_ok=True)
     code, told, got = _run(command(sweep, job), sweep.directory)
-    if code == REQUEUE or (code and got):  # SLURM signals the workers too: a run may end at their deaths
+    if code and got:  # SLURM signals the workers too: a run may end at their deaths
         _stop(sweep, job, begun, got)
     if code:
         _show_trace(sweep, job)
@@ -118,7 +118,7 @@ def _copy(source: IO[str], tail: list[str]) -> None:
 
 
 def _stop(sweep: Sweep, job: Job, begun: Status, got: list[int]) -> None:
-    """Leave a job that saved: at SIGUSR2 it requeues itself, as often as it may; SIGTERM is another's wish.
+    """Leave a job that a signal ended: at SIGUSR2 it requeues itself, as often as it may; SIGTERM is another's wish.
 
     Raises:
         JobError: when it has requeued itself too often.

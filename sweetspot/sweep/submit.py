@@ -20,7 +20,7 @@ PARTS = ("pool", "run")
 # After the job, in the batch script: one that ended at a signal is requeued, also when the signal came before Python's
 # handlers were there (128 + 12). The shell outlives the job, and has scontrol where a container has not; scancel ends
 # the shell as well, so that what was cancelled stays cancelled.
-REQUEUE = [
+TEARDOWN = [
     "code=$?",
     "task=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
     f"case $code in {jobs.REQUEUE} | 140) scontrol requeue ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}$task ;; esac",
@@ -110,7 +110,7 @@ def parameters(launcher: Slurm, part: str, before: Sequence[str], name: str) -> 
     wanted: dict[str, Any] = {
         "job_name": name,
         "time": shape.minutes,
-        "nodes": launcher.nodes,
+        "nodes": 1,
         "ntasks_per_node": 1,
         "cpus_per_task": shape.cpus,
         "gpus_per_node": shape.gpus or None,
@@ -124,7 +124,7 @@ def parameters(launcher: Slurm, part: str, before: Sequence[str], name: str) -> 
         "array_parallelism": launcher.array_parallelism,
         "signal_delay_s": launcher.signal_seconds,
         "setup": launcher.setup or None,
-        "teardown": REQUEUE,
+        "teardown": TEARDOWN,
         "stderr_to_stdout": True,
         "additional_parameters": {name: value for name, value in more.items() if value is not None},
     }
