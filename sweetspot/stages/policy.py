@@ -14,6 +14,7 @@ from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.model import Model
 from sweetspot.stages.pairs import Pairs
 from sweetspot.stages.pool import rows_at
+from sweetspot.stages.prepare import make_once
 from sweetspot.stages.reference import reference_logprobs
 from sweetspot.stages.run import Run
 from sweetspot.store import write_tile
@@ -28,7 +29,9 @@ class Policy:
     model: Model
     history: list[dict[str, Any]]  # one row a step
     counts: dict[str, int]  # of pairs: trained on, dropped as too long, held out
-    reference_error: dict[str, float] | None  # of the sampler's log-probabilities as reference (`SamplerError`)
+    reference_error: (
+        dict[str, float] | None
+    )  # of the sampler's log-probabilities as reference (`reference.sampler_error`)
 
 
 def train(
@@ -54,26 +57,39 @@ def train(
     started = time.monotonic()
     name = key(dpo, deepspeed, start, None if dpo.reference_free else reference, pairs.key)
     folder = run.store.folder("policies", name)
-    made = not folder.exists()
-    if made:
-        provenance = {"start": to_config(start), "dpo": to_config(dpo), "pairs": pairs.key}
-        rows = run.folder / "jobs" / "pairs-with-ids.parquet"
-        write_tile(rows, _training_rows(pairs, wanted, logprobs), {})
-        with run.store.building(folder, provenance) as scratch:
-            job = {
-                "model": to_config(start),
-                "dpo": to_config(dpo),
-                "deepspeed": to_config(deepspeed),
-                "probe": pairs.samples.probe,
-                "pairs": str(rows),
-                "output": str(scratch),
-                "card": dict(card),
-            }
-            run.work("train", "sweetspot.trainer", job, dpo.environment())
+    made = make_once(folder, lambda: _make(folder, pairs, wanted, logprobs, start, dpo, deepspeed, card, run), run)
     run.did("train", "policies", int(made), int(not made), started)
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     counts = json.loads((folder / "pairs.json").read_text())
     return Policy(name, folder, start.at(folder, f"{start.name}-dpo"), history, counts, error)
+
+
+def _make(
+    folder: Path,
+    pairs: Pairs,
+    wanted: set[tuple[str, int]],
+    logprobs: Mapping[tuple[str, int], float],
+    start: Model,
+    dpo: DPO,
+    deepspeed: DeepSpeed,
+    card: Mapping[str, Any],
+    run: Run,
+) -> None:
+    """Have the worker train the policy into its folder."""
+    rows = run.folder / "jobs" / "pairs-with-ids.parquet"
+    write_tile(rows, _training_rows(pairs, wanted, logprobs), {})
+    provenance = {"start": to_config(start), "dpo": to_config(dpo), "pairs": pairs.key}
+    with run.store.building(folder, provenance) as scratch:
+        job = {
+            "model": to_config(start),
+            "dpo": to_config(dpo),
+            "deepspeed": to_config(deepspeed),
+            "probe": pairs.samples.probe,
+            "pairs": str(rows),
+            "output": str(scratch),
+            "card": dict(card),
+        }
+        run.work("train", "sweetspot.trainer", job, dpo.environment())
 
 
 def _training_rows(pairs: Pairs, wanted: set[tuple[str, int]], logprobs: Mapping[tuple[str, int], float]) -> pa.Table:

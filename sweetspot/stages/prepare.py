@@ -86,7 +86,7 @@ def finetune(model: SftModel, base: Model, deepspeed: DeepSpeed, run: Run) -> Mo
 
 
 def make_once(folder: Path, make: Callable[[], None], run: Run) -> bool:
-    """Have a model's folder made unless it is there, by one of the runs that want it; the others wait for it.
+    """Have a folder of weights made unless it is there, by one of the runs that want it; the others wait for it.
 
     Returns:
         Whether this run made it.
