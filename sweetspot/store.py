@@ -79,12 +79,21 @@ class Store:
         scratch.mkdir(parents=True, exist_ok=True)
         yield scratch
         _stamp(scratch, provenance)
+        _open_files(scratch)
         try:
             scratch.rename(folder)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
             shutil.rmtree(scratch)
+
+
+def _open_files(folder: Path) -> None:
+    """Let all who may read the folder read the files in it: weights are written for their owner alone."""
+    readers = folder.stat().st_mode & 0o444
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | readers)
 
 
 def _stamp(folder: Path, provenance: Mapping[str, Any]) -> None:

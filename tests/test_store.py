@@ -202,6 +202,18 @@ def test_a_folder_is_absent_until_it_is_whole(tmp_path: Path) -> None:
     assert (folder / "checkpoint").exists()
 
 
+def test_files_that_were_written_for_their_owner_are_read_by_all_who_may_read_the_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for name, rights, readers in (("open", 0o755, 0o644), ("closed", 0o700, 0o600)):
+        with store.building(store.folder("policies", name), {}) as scratch:
+            scratch.chmod(rights)
+            (scratch / "adapter").mkdir()
+            for path in (scratch / "model.safetensors", scratch / "adapter" / "adapter.safetensors"):
+                path.touch(0o600)
+        placed = store.folder("policies", name).rglob("*.safetensors")
+        assert [path.stat().st_mode & 0o777 for path in placed] == [readers] * 2
+
+
 WRITER = """
 import sys, pathlib
 from tests.test_store import rows
