@@ -75,18 +75,12 @@ class DPO:
     save_total_limit: int = runtime(ge=1)
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.device_batch_size:
-            raise ValueError(
-                "batch_size must be a multiple of device_batch_size, "
-                f"got {self.batch_size} and {self.device_batch_size}"
-            )
+        check_steps(self.batch_size, self.device_batch_size, self.dtype, self.autocast)
         if self.max_prompt_tokens >= self.max_tokens:
             raise ValueError(
                 "max_prompt_tokens must be smaller than max_tokens, which holds the response too, "
                 f"got {self.max_prompt_tokens} and {self.max_tokens}"
             )
-        if self.autocast is not None and self.dtype != "float32":
-            raise ValueError(f"autocast must be null unless dtype is float32, got {self.autocast} with {self.dtype}")
         self._check_loss()
         self._check_adapter()
 
@@ -158,6 +152,20 @@ class DPO:
     def environment(self) -> dict[str, str]:
         """What a training worker needs in its environment."""
         return keeping_memory()
+
+
+def check_steps(batch_size: int, device_batch_size: int, dtype: str, autocast: str | None) -> None:
+    """Refuse a step that forward passes of the given size do not fill, and an autocast that changes nothing.
+
+    Raises:
+        ValueError: one line: key, rule, value.
+    """
+    if batch_size % device_batch_size:
+        raise ValueError(
+            f"batch_size must be a multiple of device_batch_size, got {batch_size} and {device_batch_size}"
+        )
+    if autocast is not None and dtype != "float32":
+        raise ValueError(f"autocast must be null unless dtype is float32, got {autocast} with {dtype}")
 
 
 def keeping_memory() -> dict[str, str]:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from sweetspot.component import component, field_identity, identity, runtime
 from sweetspot.data import read_rows, turns_of
-from sweetspot.dpo import keeping_memory
+from sweetspot.dpo import check_steps, keeping_memory
 from sweetspot.model import Model
 
 FILES = (".jsonl", ".parquet")
@@ -125,13 +125,7 @@ class SFT:
     save_total_limit: int = runtime(ge=1)
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.device_batch_size:
-            raise ValueError(
-                "batch_size must be a multiple of device_batch_size, "
-                f"got {self.batch_size} and {self.device_batch_size}"
-            )
-        if self.autocast is not None and self.dtype != "float32":
-            raise ValueError(f"autocast must be null unless dtype is float32, got {self.autocast} with {self.dtype}")
+        check_steps(self.batch_size, self.device_batch_size, self.dtype, self.autocast)
         self.template()
 
     def identity(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Hugging Face folder, whatever was trained: all weights, or a LoRA adapter, which
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from sweetspot.logprob.forward import choose
 from sweetspot.model import Model, load_tokenizer, record_digest
 from sweetspot.trainer.adapter import adapted, save_policy, stirred
 from sweetspot.trainer.checkpoints import CHECKPOINTS, last_whole, step_of
-from sweetspot.trainer.history import COUNTS, HISTORY, History, finished, model_card
+from sweetspot.trainer.history import COUNTS, HISTORY, History, finish, model_card
 from sweetspot.trainer.pair_trainer import PairTrainer, without_dropout
 from sweetspot.trainer.pairs import split, training_pairs
 
@@ -40,9 +39,7 @@ def main(job: dict[str, Any], emit: Emit) -> None:
         RuntimeError: when the loss is no longer finite.
     """
     output = Path(job["output"])
-    if not finished(output):
-        _train(job, output, emit)
-    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    finish(output, lambda: _train(job, output, emit))
 
 
 def _train(job: dict[str, Any], output: Path, emit: Emit) -> None:

@@ -1,7 +1,8 @@
 """What a policy's folder tells of its training: the curve, and the model card."""
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from sweetspot.component import identity
 from sweetspot.dpo import DPO
 from sweetspot.model import FINGERPRINT
 from sweetspot.sft import SFT
+from sweetspot.trainer.checkpoints import CHECKPOINTS
 
 HISTORY = "history.jsonl"
 COUNTS = "pairs.json"  # how many pairs were trained on, and how many were left out
@@ -74,13 +76,13 @@ def model_card(
     return f"---\nlibrary_name: transformers\ntags: [{tag}, sweetspot]\n---\n# {title}\n\n" + "\n".join(tables)
 
 
-def finished(output: Path) -> bool:
-    """Whether the model in the folder is whole, so that only tidying is left; a half-written mark is deleted."""
+def finish(output: Path, train: Callable[[], None]) -> None:
+    """Have a model's folder made whole unless it is, and delete its checkpoints; a half-written mark goes first."""
     recorded = output / FINGERPRINT
-    if recorded.exists() and recorded.read_text().endswith("\n"):
-        return True
-    recorded.unlink(missing_ok=True)
-    return False
+    if not (recorded.exists() and recorded.read_text().endswith("\n")):
+        recorded.unlink(missing_ok=True)
+        train()
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
 
 
 def _rows(table: Mapping[str, Any]) -> str:

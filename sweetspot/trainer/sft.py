@@ -5,7 +5,6 @@ template in its tokenizer, and the end-of-turn token in its generation config, w
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from sweetspot.model import Model, end_ids, load_causal, record_digest
 from sweetspot.sft import SFT
 from sweetspot.trainer.checkpoints import CHECKPOINTS, last_whole, step_of
 from sweetspot.trainer.conversations import Conversation, chat_tokenizer, lay_out, training_conversations
-from sweetspot.trainer.history import CONVERSATIONS, HISTORY, History, finished, model_card
+from sweetspot.trainer.history import CONVERSATIONS, HISTORY, History, finish, model_card
 from sweetspot.trainer.pair_trainer import StepTrainer, without_dropout
 
 
@@ -59,9 +58,7 @@ def main(job: dict[str, Any], emit: Emit) -> None:
         RuntimeError: when the loss is no longer finite.
     """
     output = Path(job["output"])
-    if not finished(output):
-        _train(job, output, emit)
-    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    finish(output, lambda: _train(job, output, emit))
 
 
 def _train(job: dict[str, Any], output: Path, emit: Emit) -> None:
