@@ -62,35 +62,8 @@ def main() -> None:
 
 def ways(arguments: Any, model: Model, scratch: Path) -> dict[str, Callable[[int], Timed]]:
     """The ways to sample: each is given the number of the round, and tells its seconds and tokens."""
-    common = {
-        "seed": 0,
-        "temperature": 0.8,
-        "top_p": 1.0,
-        "max_tokens": arguments.tokens,
-        "max_prompt_tokens": 192,
-        "dtype": arguments.dtype,
-        "tile_prompts": arguments.tile_prompts,
-        "tile_samples": arguments.tile_samples,
-        "budget": "uniform",
-        "pilot_samples": 16,
-        "mean_samples": None,
-        "gain_threshold": 0.0,
-        "tail": "upper",
-    }
-    sampler = VllmSampler(
-        **common,
-        seeding="request",
-        quantization=None,
-        kv_cache_dtype="auto",
-        adapter=None,
-        max_num_seqs=256,
-        gpu_memory_utilization=0.9,
-        kv_cache_gb=2,
-        prefix_caching=True,
-        chunked_prefill=None,
-        enforce_eager=True,
-        tensor_parallel=1,
-    )
+    common = settings(arguments)
+    sampler = vllm_sampler(common)
     os.environ.update(sampler.environment())  # before vLLM is imported
     from sweetspot.sampler import vllm
 
@@ -131,6 +104,43 @@ def ways(arguments: Any, model: Model, scratch: Path) -> dict[str, Callable[[int
 
         found["transformers.generate"] = by_transformers
     return found
+
+
+def settings(arguments: Any) -> dict[str, Any]:
+    """The fields that both samplers have."""
+    return {
+        "seed": 0,
+        "temperature": 0.8,
+        "top_p": 1.0,
+        "max_tokens": arguments.tokens,
+        "max_prompt_tokens": 192,
+        "dtype": arguments.dtype,
+        "tile_prompts": arguments.tile_prompts,
+        "tile_samples": arguments.tile_samples,
+        "budget": "uniform",
+        "pilot_samples": 16,
+        "mean_samples": None,
+        "gain_threshold": 0.0,
+        "tail": "upper",
+    }
+
+
+def vllm_sampler(common: dict[str, Any]) -> VllmSampler:
+    """Our sampler as it is measured; the bare script has its engine."""
+    return VllmSampler(
+        **common,
+        seeding="request",
+        quantization=None,
+        kv_cache_dtype="auto",
+        adapter=None,
+        max_num_seqs=256,
+        gpu_memory_utilization=0.9,
+        kv_cache_gb=2,
+        prefix_caching=True,
+        chunked_prefill=None,
+        enforce_eager=True,
+        tensor_parallel=1,
+    )
 
 
 def _prompts(count: int) -> pa.Table:
