@@ -3,7 +3,6 @@
 # ruff: noqa: E402 - the imports wait for importorskip
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sweetspot import logprob, trainer
 from sweetspot.component import key, to_config
-from sweetspot.dpo import DPO, DeepSpeed
+from sweetspot.dpo import DPO
 from sweetspot.logprob.forward import PLAIN, Forward, choose, response_logprobs
 from sweetspot.model import Model, folder_digest, load_tokenizer, prompt_ids
 from sweetspot.schema import LOGPROBS
@@ -31,10 +30,6 @@ from tests.test_sampler import VLLM, draw
 
 SETTINGS = tiny.dpo(adapter="lora", lora_rank=4, lora_alpha=8.0, lora_targets="all-linear", learning_rate=1e-2)
 FLOAT32 = dataclasses.replace(SETTINGS, dtype="float32")
-
-
-class KilledError(Exception):
-    """Stands for kill -9."""
 
 
 # --- the adapter -----------------------------------------------------------------------------------------------------
@@ -212,7 +207,7 @@ def _save_enabling_between(network: Any, folder: Path) -> None:
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_killed_training_goes_on_to_the_same_adapter_and_policy(step: int, tiny_model: Model, tmp_path: Path) -> None:
     undisturbed, _ = _train(tmp_path / "undisturbed", tiny_model, FLOAT32, count=10)
-    with pytest.raises(KilledError):
+    with pytest.raises(tiny.KilledError):
         _train(tmp_path / "killed", tiny_model, FLOAT32, count=10, killed_at=step)
     resumed, events = _train(tmp_path / "killed", tiny_model, FLOAT32, count=10)
     steps = [event["metrics"]["step"] for event in events if "step" in event.get("metrics", {})]
@@ -306,22 +301,5 @@ def _train(
         for side in ("chosen", "rejected"):
             row[f"reference_{side}"] = logprob.logprobs([(prompt, row[f"{side}_ids"])], network, settings, PLAIN)[0]
     pq.write_table(pa.Table.from_pylist(rows), folder / "pairs.parquet")
-    events: list[dict[str, Any]] = []
-
-    def emit(event: dict[str, Any]) -> None:
-        events.append(json.loads(json.dumps(event)))
-        if event.get("metrics", {}).get("step") == killed_at and killed_at:
-            raise KilledError
-
-    job = {
-        "model": to_config(model),
-        "dpo": to_config(settings),
-        "deepspeed": to_config(DeepSpeed(stage=0)),
-        "probe": None,
-        "pairs": str(folder / "pairs.parquet"),
-        "output": str(folder / "policy"),
-        "card": {"base": "tiny"},
-    }
-    trainer.main(job, emit)
-    lines = (folder / "policy" / "history.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines], events
+    inputs = {"probe": None, "pairs": str(folder / "pairs.parquet")}
+    return tiny.train(trainer.main, folder / "policy", {"model": model, "dpo": settings}, inputs, killed_at)

@@ -17,7 +17,6 @@ pytest.importorskip("transformers")
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from sweetspot.component import build, key, to_config
-from sweetspot.dpo import DeepSpeed
 from sweetspot.logprob import attention
 from sweetspot.logprob.forward import PLAIN, Forward, response_logprobs
 from sweetspot.model import Model, TemplateError, end_ids, load_causal, load_tokenizer, read_tokenizer
@@ -36,10 +35,6 @@ TOY = (  # <s> U question A answer </s> U question A answer </s>
     "{{ message['content'] }}{% if message['role'] == 'assistant' %} {{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} A{% endif %}"
 )
-
-
-class KilledError(Exception):
-    """Stands for kill -9."""
 
 
 # --- which tokens are learned ----------------------------------------------------------------------------------------
@@ -345,7 +340,7 @@ def test_a_killed_training_goes_on_to_the_undisturbed_curve_and_model(
 ) -> None:
     settings = tiny.sft(tmp_path / "talk", dtype="float32")
     undisturbed, _ = _train(tmp_path / "undisturbed", tiny_base, settings)
-    with pytest.raises(KilledError):
+    with pytest.raises(tiny.KilledError):
         _train(tmp_path / "killed", tiny_base, settings, killed_at=step)
     resumed, events = _train(tmp_path / "killed", tiny_base, settings)
     steps = [event["metrics"]["step"] for event in events if "step" in event.get("metrics", {})]
@@ -409,21 +404,5 @@ def _train(
     """Fine-tune on the ten conversations into folder/model; returns the history and the events."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"messages": pa.array(_talks(), type=MESSAGES)}), folder / "conversations.parquet")
-    events: list[dict[str, Any]] = []
-
-    def emit(event: dict[str, Any]) -> None:
-        events.append(json.loads(json.dumps(event)))
-        if event.get("metrics", {}).get("step") == killed_at and killed_at:
-            raise KilledError
-
-    job = {
-        "model": to_config(base),
-        "sft": to_config(settings),
-        "deepspeed": to_config(DeepSpeed(stage=0)),
-        "conversations": str(folder / "conversations.parquet"),
-        "output": str(folder / "model"),
-        "card": {"base": base.name},
-    }
-    worker.main(job, emit)
-    lines = (folder / "model" / "history.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines], events
+    inputs = {"conversations": str(folder / "conversations.parquet")}
+    return tiny.train(worker.main, folder / "model", {"model": base, "sft": settings}, inputs, killed_at)

@@ -3,7 +3,6 @@
 # ruff: noqa: E402 - the imports wait for importorskip
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sweetspot import logprob, trainer
 from sweetspot.component import build, to_config
-from sweetspot.dpo import DPO, DeepSpeed
+from sweetspot.dpo import DPO
 from sweetspot.logprob.forward import PLAIN
 from sweetspot.model import Model, Probe, TemplateError, load_tokenizer, prompt_ids
 from sweetspot.schema import LOGPROBS
@@ -32,10 +31,6 @@ from tests import tiny
 END = 2
 SETTINGS = tiny.dpo()
 SPEED = {"speed/pairs_per_second", "speed/tokens_per_second", "speed/flops_use", "memory/peak_gb"}
-
-
-class KilledError(Exception):
-    """Stands for kill -9."""
 
 
 # --- rows and batches ------------------------------------------------------------------------------------------------
@@ -305,7 +300,7 @@ def test_a_killed_training_goes_on_to_the_undisturbed_curve_and_policy(
     """A checkpoint every 2 steps of 6: killed at step 1 it starts anew, at 3 and 5 it goes on from 2 and 4."""
     settings = dataclasses.replace(SETTINGS, dtype="float32")
     undisturbed, _ = _train(tmp_path / "undisturbed", tiny_model, settings, count=10)
-    with pytest.raises(KilledError):
+    with pytest.raises(tiny.KilledError):
         _train(tmp_path / "killed", tiny_model, settings, count=10, killed_at=step)
     resumed, events = _train(tmp_path / "killed", tiny_model, settings, count=10)
     assert [row["step"] for row in resumed] == [1, 2, 3, 4, 5, 6]
@@ -319,7 +314,7 @@ def test_a_killed_training_goes_on_to_the_undisturbed_curve_and_policy(
 
 def test_a_checkpoint_without_its_mark_is_deleted_and_the_one_before_taken(tiny_model: Model, tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, dtype="float32", save_total_limit=2)
-    with pytest.raises(KilledError):
+    with pytest.raises(tiny.KilledError):
         _train(tmp_path, tiny_model, settings, count=10, killed_at=5)
     checkpoints = tmp_path / "policy" / CHECKPOINTS
     assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
@@ -401,25 +396,8 @@ def _train(
     if reference is not None:
         rows = [{**row, "reference_chosen": reference, "reference_rejected": reference} for row in rows]
     pq.write_table(pa.Table.from_pylist(rows), path)
-    events = []
-
-    def emit(event: dict[str, Any]) -> None:
-        events.append(json.loads(json.dumps(event)))
-        if event.get("metrics", {}).get("step") == killed_at and killed_at:
-            raise KilledError
-
-    job = {
-        "model": to_config(model),
-        "dpo": to_config(settings),
-        "deepspeed": to_config(DeepSpeed(stage=0)),
-        "probe": probe,
-        "pairs": str(path),
-        "output": str(folder / "policy"),
-        "card": {"base": "tiny"},
-    }
-    trainer.main(job, emit)
-    lines = (folder / "policy" / "history.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines], events
+    inputs = {"probe": probe, "pairs": str(path)}
+    return tiny.train(trainer.main, folder / "policy", {"model": model, "dpo": settings}, inputs, killed_at)
 
 
 def _logprob(rows: list[dict[str, Any]], model: Model, folder: Path, probe: dict[str, Any] | None = None) -> None:

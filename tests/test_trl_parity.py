@@ -1,7 +1,6 @@
 """Our training curve held against an independent implementation: TRL's DPOTrainer on the same pairs in float64."""
 
 import dataclasses
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ with warnings.catch_warnings():
     from trl import DPOTrainer
 
 from sweetspot import logprob, trainer
-from sweetspot.component import to_config
-from sweetspot.dpo import DPO, DeepSpeed
+from sweetspot.dpo import DPO
 from sweetspot.logprob.forward import PLAIN
 from sweetspot.model import Model, load_tokenizer, prompt_ids
 from tests import tiny
@@ -120,17 +118,8 @@ def _row(index: int, model: Model, tokenizer: Any) -> dict[str, Any]:
 def _ours(rows: list[dict[str, Any]], model: Model, settings: DPO, folder: Path) -> list[dict[str, Any]]:
     path = folder / "pairs.parquet"
     pq.write_table(pa.Table.from_pylist([{**row, "texts": None} for row in rows]), path)
-    job = {
-        "model": to_config(model),
-        "dpo": to_config(settings),
-        "deepspeed": to_config(DeepSpeed(stage=0)),
-        "probe": None,
-        "pairs": str(path),
-        "output": str(folder / "policy"),
-        "card": {},
-    }
-    trainer.main(job, lambda _: None)
-    return [json.loads(line) for line in (folder / "policy" / "history.jsonl").read_text().splitlines()]
+    inputs = {"probe": None, "pairs": str(path)}
+    return tiny.train(trainer.main, folder / "policy", {"model": model, "dpo": settings}, inputs)[0]
 
 
 def _theirs(

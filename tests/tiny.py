@@ -1,9 +1,12 @@
 """Tiny real models for tests: a 2-layer Llama with random weights, a 384-token tokenizer and a ChatML template."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sweetspot.dpo import DPO
+from sweetspot.component import to_config
+from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.sft import SFT, Conversations
 
 CHATML = (
@@ -194,3 +197,33 @@ def sft(path: Path, **changes: Any) -> SFT:
         "save_total_limit": 1,
     }
     return SFT(**(settings | changes))
+
+
+class KilledError(Exception):
+    """Stands for kill -9."""
+
+
+def train(
+    main: Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], None],
+    output: Path,
+    parts: dict[str, Any],
+    inputs: dict[str, Any],
+    killed_at: int | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Run a training worker's `main` into `output`; returns the history and the events.
+
+    Args:
+        parts: the components of the job, by name.
+        inputs: the plain values of the job.
+        killed_at: the step at which KilledError is raised.
+    """
+    events: list[dict[str, Any]] = []
+
+    def emit(event: dict[str, Any]) -> None:
+        events.append(json.loads(json.dumps(event)))
+        if event.get("metrics", {}).get("step") == killed_at and killed_at:
+            raise KilledError
+
+    built = {name: to_config(part) for name, part in {"deepspeed": DeepSpeed(stage=0), **parts}.items()}
+    main({"output": str(output), "card": {"base": "tiny"}, **built, **inputs}, emit)
+    return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()], events
