@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from sweetspot.sweep.launcher import Shape, Slurm
 from sweetspot.sweep.launching import Asked, written
 from sweetspot.sweep.outcome import outcomes
 from sweetspot.sweep.points import axes, check_axes, own, point_name, run_name, sweep_name
-from sweetspot.sweep.submit import parameters, python_command, told_by
+from sweetspot.sweep.submit import hand_over, parameters, python_command, told_by
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,6 +112,30 @@ def test_a_job_that_says_it_runs_but_has_no_process_was_killed(tmp_path: Path) -
         ("running", ""),
         ("not submitted", ""),
     ]
+
+
+class AtOnce:
+    """An executor whose jobs have failed before it returns."""
+
+    def map_array(self, _function: Any, places: list[str], numbers: list[int], _slurm: list[bool]) -> list[Any]:
+        """Leave a failed job's word in each folder."""
+        for place, number in zip(places, numbers, strict=True):
+            time = folders.now()
+            status = Status("failed", "n must be 5", 1, 0, os.uname().nodename, os.getpid(), None, time, time)
+            folders.write_status(Path(place) / str(number), status)
+        return [SimpleNamespace(paths=SimpleNamespace(stdout=Path(place) / "logs" / "out")) for place in places]
+
+
+def test_a_job_that_ends_while_it_is_submitted_has_ended(tmp_path: Path) -> None:
+    """Twice: what the first attempt left is not taken for the second's before that begins."""
+    job = Job(0, "0", ())
+    sweep = sweep_in(tmp_path, job)
+    for _ in range(2):
+        (attempt,) = hand_over(sweep, [job], AtOnce(), slurm=False)
+        sweep = sweep.with_jobs({0: Job(0, "0", (), "run", (attempt,))})
+        assert [(one.standing, one.reason) for one in outcomes(sweep).values()] == [("failed", "n must be 5")]
+    later = Attempt(None, None, folders.now())
+    assert outcomes(sweep.with_jobs({0: Job(0, "0", (), "run", (later,))}))[0].standing == "waiting"
 
 
 def test_a_job_s_folder_is_quoted_for_hydra(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ class Attempt:
         slurm_id: "123" or "123_4" of an array; None where the job was not given to SLURM.
         log: what the job prints, relative to the sweep's folder; None where it prints to the launcher's terminal. Its
             requeues add to the same file.
-        submitted: when, ISO 8601 in UTC.
+        submitted: when, before any of it could begin (`now`).
     """
 
     slurm_id: str | None
@@ -102,7 +103,7 @@ class Status:
         requeues: how often the job has requeued itself since it was submitted.
         host, pid: where it runs, the process that waits for run.py.
         slurm_id: as in `Attempt`, None outside SLURM.
-        started, ended: of this turn, ISO 8601 in UTC; ended is None while it runs.
+        started, ended: of this turn (`now`); ended is None while it runs.
     """
 
     state: State
@@ -114,6 +115,11 @@ class Status:
     slurm_id: str | None
     started: str
     ended: str | None
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC, to the microsecond: a job's turn is told from one before its submission by it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def read(folder: Path) -> Sweep:

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Generator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,7 +63,7 @@ def _begin(sweep: Sweep, job: Job, slurm: bool) -> Status:
     again = before is not None and slurm_id is not None and before.slurm_id == slurm_id
     requeues = before.requeues + (before.state == "requeued") if before and again else 0
     host = os.environ["SLURMD_NODENAME"] if slurm else socket.gethostname()
-    status = Status("running", None, None, requeues, host, os.getpid(), slurm_id, _now(), None)
+    status = Status("running", None, None, requeues, host, os.getpid(), slurm_id, folders.now(), None)
     folders.write_status(sweep.path(job), status)
     return status
 
@@ -147,7 +146,7 @@ def _fail(sweep: Sweep, job: Job, begun: Status, code: int, reason: str) -> None
 
 
 def _end(sweep: Sweep, job: Job, status: Status) -> None:
-    folders.write_status(sweep.path(job), replace(status, ended=_now()))
+    folders.write_status(sweep.path(job), replace(status, ended=folders.now()))
 
 
 def _reason(folder: Path, code: int, told: list[str]) -> str:
@@ -160,7 +159,3 @@ def _reason(folder: Path, code: int, told: list[str]) -> str:
         written.write_text("".join(told))
     lines = [line.strip() for line in told if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else f"run.py ended with code {code}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

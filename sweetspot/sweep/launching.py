@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,6 @@ def varying(asked: Asked) -> list[str]:
 def written(asked: Asked, keys: Sequence[str], launcher: Launcher) -> Sweep:
     """The sweep that is asked for, with the jobs that its folder has already; nothing is written yet."""
     plan = launcher.plan if isinstance(launcher, Slurm) else "simple"
-    created = datetime.now(UTC).isoformat(timespec="seconds")
     before = folders.read(asked.folder).jobs if (asked.folder / "jobs.json").exists() else ()
     there = {frozenset(job.overrides): job for job in before if job.part == "run"}
     number = max((job.number for job in before), default=-1) + 1
@@ -110,7 +108,7 @@ def written(asked: Asked, keys: Sequence[str], launcher: Launcher) -> Sweep:
     return Sweep(
         folder=asked.folder.resolve(),
         command=asked.command,
-        created=created,
+        created=folders.now(),
         program=str(asked.program),
         directory=str(Path.cwd()),
         launcher=asked.launcher,

@@ -5,7 +5,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def submit(sweep: Sweep, numbers: Sequence[int]) -> Sweep:
             case SubmititLocal():
                 attempts = _together(sweep, chosen)
             case Local():
-                attempts = [Attempt(None, None, _now())] * len(chosen)
+                attempts = [Attempt(None, None, folders.now())] * len(chosen)
         before = sorted({one.slurm_id.partition("_")[0] for one in attempts if one.slurm_id})
         changed = {
             job.number: replace(job, attempts=(*job.attempts, one)) for job, one in zip(chosen, attempts, strict=True)
@@ -84,7 +83,7 @@ def _together(sweep: Sweep, chosen: Sequence[Job]) -> list[Attempt]:
     )
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        return _attempts(sweep, chosen, executor, slurm=False)
+        return hand_over(sweep, chosen, executor, slurm=False)
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -97,7 +96,7 @@ def _slurm(sweep: Sweep, chosen: Sequence[Job], launcher: Slurm, part: str, befo
     executor = submitit.SlurmExecutor(folder=_logs(sweep), python=python_command(launcher))
     executor.update_parameters(**parameters(launcher, part, before, sweep.folder.name))
     try:
-        return _attempts(sweep, chosen, executor, slurm=True)
+        return hand_over(sweep, chosen, executor, slurm=True)
     except FailedJobError as error:
         raise ValueError(f"launcher: {told_by(str(error))}") from None
 
@@ -143,18 +142,17 @@ def told_by(text: str) -> str:
     return f"sbatch: {'; '.join(dict.fromkeys(lines))}" if lines else " ".join(text.split())
 
 
-def _attempts(sweep: Sweep, chosen: Sequence[Job], executor: Any, slurm: bool) -> list[Attempt]:
+def hand_over(sweep: Sweep, chosen: Sequence[Job], executor: Any, slurm: bool) -> list[Attempt]:
+    """Give the jobs to an executor of submitit. One that starts, or ends, before this returns has still begun after it
+    was submitted."""
+    submitted = folders.now()
     numbers = [job.number for job in chosen]
-    submitted = executor.map_array(jobs.run, [str(sweep.folder)] * len(numbers), numbers, [slurm] * len(numbers))
+    given = executor.map_array(jobs.run, [str(sweep.folder)] * len(numbers), numbers, [slurm] * len(numbers))
     return [
-        Attempt(one.job_id if slurm else None, str(one.paths.stdout.relative_to(sweep.folder)), _now())
-        for one in submitted
+        Attempt(one.job_id if slurm else None, str(one.paths.stdout.relative_to(sweep.folder)), submitted)
+        for one in given
     ]
 
 
 def _logs(sweep: Sweep) -> Path:
     return sweep.folder / "logs"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
