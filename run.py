@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import hydra
-import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -24,22 +23,21 @@ from pydantic import Field, ValidationError
 from rich.console import Console
 
 from sweetspot import manifest as manifests
-from sweetspot import provenance, report, stages
-from sweetspot.budget import Adaptive, uneven
+from sweetspot import provenance, ranks, report, stages
+from sweetspot.budget import Adaptive
 from sweetspot.component import build, component, explain
 from sweetspot.data import Data, Imported, Prompts
-from sweetspot.distribution import indistinct
 from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.eval import EVALUATIONS, HeldOut, NoEvaluation, RewardBench
 from sweetspot.launch import Launch, WorkerError
-from sweetspot.logger import Logger
+from sweetspot.logger import Logger, NoLogger
 from sweetspot.model import Model
 from sweetspot.reward_model import ImportedReward, RewardModel
 from sweetspot.sampler import Sampler
 from sweetspot.sft import SftModel
-from sweetspot.stages import Run, Samples, Subject
+from sweetspot.stages import Run, Subject
+from sweetspot.stopping import REQUEUE, Stopped, listen
 from sweetspot.store import Store, StoreError
-from sweetspot.strategy import PositionPair
 from sweetspot.sweep.launcher import Local, Slurm, SubmititLocal
 from sweetspot.sweep.launching import SweepError
 from sweetspot.sweep.points import run_name, sweep_name
@@ -176,15 +174,20 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     console, started = Console(), datetime.now(UTC)
     settings.launch.workers(settings.sampler.group)  # devices that are not there are told before anything is made
     if settings.reaches("train"):
-        settings.dpo.check_libraries()
+        stages.check_training(settings.dpo, settings.deepspeed, settings.launch)
     prompts = settings.data.load()
     evaluations = settings.evaluations(_choices().get("eval", "evaluation"))
     if prompts.held_out.num_rows == 0 and any(isinstance(one, HeldOut) for one in evaluations.values()):
         raise ValueError(
             "data: no prompt is held out, so there is nothing to evaluate on; hold some out, or set until=train"
         )
-    told = [*_warnings(settings, prompts.duplicates), *stages.check(evaluations)]
+    told = [*stages.cautions(settings.strategy, settings.n_samples, prompts.duplicates), *stages.check(evaluations)]
     store = _open_store(settings.store)
+    if node := ranks.node(settings.launch):  # it helps to sample, score and train, and leaves the rest to node 0
+        nothing: dict[str, Any] = {"warnings": [], "rounds": [], "evaluations": []}
+        run = Run(store, folder / f"node-{node}", settings.launch, NoLogger().open(folder, {}, ""), False)
+        _stages(settings, {}, prompts, run, nothing)
+        return folder
     sink = settings.logger.open(folder, dict(config), folder.name)
     run = Run(store, folder, settings.launch, sink, settings.remake_corrupt)
     written = folder / "manifest.json"
@@ -234,7 +237,7 @@ def _stages(
                 prompts.train, model, settings.sampler, settings.adaptive, settings.chosen, reward_model, run
             )
             samples = adaptive.samples
-            facts["warnings"] += _bias(settings, samples)
+            facts["warnings"] += stages.bias(settings.sampler, samples)
         found["samples"] = manifests.of_samples(samples)
         if not settings.reaches("score"):
             return
@@ -276,24 +279,14 @@ def _tell(error: Exception) -> NoReturn:
     sys.exit(f"error: {' '.join(str(error).split())}")
 
 
-def _bias(settings: Settings, samples: Samples) -> list[str]:
-    """What is biased in a pool with uneven n, in a line."""
-    told = uneven(np.array(samples.blocks) * settings.sampler.tile_samples, settings.sampler.pilot_samples)
-    return [] if told is None else [told]
-
-
-def _warnings(settings: Settings, duplicates: int) -> list[str]:
-    """What a user should know before paying: positions that cannot be told apart at this n, duplicate prompts."""
-    found = [f"data: {duplicates} duplicate prompts were left out"] if duplicates else []
-    if isinstance(settings.strategy, PositionPair) and (told := indistinct(settings.strategy, settings.n_samples)):
-        found.append(told)
-    return found
-
-
 if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a configuration that does not compose comes back here as well
+    listen()
     try:
         main()
+    except Stopped as stopped:
+        print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr)
+        sys.exit(REQUEUE)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from here")
     except USER_ERRORS as error:

@@ -179,7 +179,36 @@ def keeping_memory() -> dict[str, str]:
 
 @component
 class DeepSpeed:
-    """How training is spread over devices: stage 0 is one process a device, each with the whole model (plain DDP)."""
+    """How training is spread over devices (ZeRO, Rajbhandari et al. 2020).
+
+    Stage 0 is one process a device, each with the whole model (plain DDP). Stage 1 shards the optimizer's state, 2 the
+    gradients too, 3 the weights too; `offload` keeps the shards of stage 3 in the memory of the processor.
+    """
 
     version: ClassVar[int] = 1
-    stage: Literal[0] = runtime()
+    stage: Literal[0, 1, 2, 3] = runtime()
+    offload: bool = runtime()
+    bucket_size: int = runtime(ge=1)
+    persistence_threshold: int = runtime(ge=0)
+
+    def __post_init__(self) -> None:
+        if self.offload and self.stage != 3:
+            raise ValueError(f"offload must be false unless stage is 3, got true with stage {self.stage}")
+
+    def check(self, dtype: str, adapter: str | None) -> None:
+        """Refuse what DeepSpeed would train otherwise than is asked for.
+
+        Args:
+            dtype: of the weights in training.
+            adapter: what is trained in their place, if anything.
+
+        Raises:
+            ValueError: in one line.
+        """
+        if self.stage and dtype != "float32":
+            raise ValueError(
+                f"dtype of training must be float32 with deepspeed, which keeps float32 weights, got {dtype}; "
+                "autocast=bfloat16 has its products in bfloat16"
+            )
+        if self.stage == 3 and adapter is not None:
+            raise ValueError(f"deepspeed.stage must be 0, 1 or 2 with dpo.adapter={adapter}, got 3")

@@ -11,11 +11,9 @@ once.
 """
 
 import contextlib
-import functools
 import importlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,11 +25,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sweetspot.component import component, runtime
+from sweetspot.devices import processors, visible_gpus
 from sweetspot.progress import bar
+from sweetspot.stopping import REQUEUE, STOPS, Stopped
 
 Emit = Callable[[dict[str, Any]], None]
 POLL_SECONDS = 0.1
 FAILURES = 3  # of one tile, after which it is named and the job ends
+STOP_SECONDS = 300.0  # that workers have to save what they can
 
 
 class WorkerError(RuntimeError):
@@ -53,10 +54,16 @@ class Launch:
     threads: int | None = runtime(ge=1)
     devices: int | None = runtime(ge=1)
     lease_seconds: float = runtime(gt=0)
+    nodes: int = runtime(ge=1)
+    node_rank: int | None = runtime(ge=0)
+    head: str | None = runtime()
+    port: int | None = runtime(ge=1, lt=65536)
+    timeout_seconds: float = runtime(gt=0)
 
-    def environment(self) -> dict[str, str]:
-        """What a worker that is alone needs in its environment before torch or vLLM is imported."""
-        return self._environment(1)
+    def environment(self, workers: int = 1) -> dict[str, str]:
+        """What each of so many workers needs in its environment before torch or vLLM is imported."""
+        threads = self.threads or max(1, processors() // workers)
+        return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
 
     def workers(self, group: int) -> list[dict[str, str]]:
         """The environment of each worker of a job.
@@ -71,34 +78,14 @@ class Launch:
         visible = visible_gpus()
         if not visible:
             count = self.devices or 1
-            return [self._environment(count)] * count
+            return [self.environment(count)] * count
         if (self.devices or 1) > len(visible):
             raise ValueError(f"launch.devices must be <= {len(visible)}, the GPUs that are visible, got {self.devices}")
         used = visible[: self.devices]
         if len(used) % group:
             raise ValueError(f"launch.devices must be a multiple of tensor_parallel ({group}), got {len(used)}")
         slices = [used[start : start + group] for start in range(0, len(used), group)]
-        return [{**self._environment(len(slices)), "CUDA_VISIBLE_DEVICES": ",".join(part)} for part in slices]
-
-    def _environment(self, workers: int) -> dict[str, str]:
-        threads = self.threads or max(1, len(os.sched_getaffinity(0)) // workers)
-        return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them: those it names, else all of the machine."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
-    return [str(number) for number in range(_count_gpus(shutil.which("nvidia-smi")))]
-
-
-@functools.cache
-def _count_gpus(lister: str | None) -> int:
-    if lister is None:
-        return 0
-    told = subprocess.run([lister, "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in told.stdout.splitlines())
+        return [{**self.environment(len(slices)), "CUDA_VISIBLE_DEVICES": ",".join(part)} for part in slices]
 
 
 class Worker:
@@ -190,6 +177,9 @@ def run_workers(
             (own / "job.json").write_text(json.dumps(job, indent=1))
             workers.append(Worker(module, own, environment))
         _follow(workers, folder.name, on_metrics)
+    except Stopped:
+        stop(workers)
+        raise
     finally:
         for worker in workers:
             worker.end()
@@ -213,11 +203,23 @@ def _follow(workers: Sequence[Worker], title: str, on_metrics: Callable[[dict[st
                         show(states)
                     if "metrics" in event:
                         on_metrics(event["metrics"])
+                if ended and worker.process.returncode == REQUEUE:
+                    raise Stopped(STOPS[0].name)
                 if ended and (fault := worker.fault()):
                     _again_or_raise(worker, fault, failures)
                 elif ended:
                     going.discard(number)
             time.sleep(POLL_SECONDS)
+
+
+def stop(workers: Sequence[Worker]) -> None:
+    """Tell the workers to stop, and wait until they have, STOP_SECONDS at most."""
+    for worker in workers:
+        if worker.process.poll() is None:
+            worker.process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    while any(worker.process.poll() is None for worker in workers) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
 def _again_or_raise(worker: Worker, text: str, failures: dict[str, int]) -> None:
@@ -269,6 +271,8 @@ def _exit_with_parent() -> None:
 def main(module: str, job_path: str) -> None:
     """The worker's side: load the job, run it, and leave its error as one line in events.jsonl."""
     _exit_with_parent()
+    for number in STOPS:
+        signal.signal(number, lambda *_: sys.exit(REQUEUE))  # leases are released on the way out
     path = Path(job_path)
     with (path.parent / "events.jsonl").open("a", buffering=1) as events:
 

@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    ["component", "strategy", "losses", "progress", "duplicates", "statistics", "provenance"],
+    ["component", "strategy", "losses", "progress", "duplicates", "statistics", "provenance", "devices", "stopping"],
     ["schema", "store", "launch", "logger", "model", "distribution", "budget"],
-    ["lease"],
+    ["lease", "ranks"],
     ["tile", "fill"],
     ["data", "dpo", "sft", "sampler", "reward_model", "embedded"],
     ["eval", "logprob", "trainer"],

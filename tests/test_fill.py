@@ -24,6 +24,7 @@ from sweetspot.model import Model
 from sweetspot.sampler import Sampler, stream_seed
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
 from sweetspot.store import StoreError, read_tile, write_tile
+from tests import tiny
 from tests.test_sampler import TRANSFORMERS, VLLM
 
 
@@ -258,7 +259,7 @@ def test_two_vllm_workers_fill_one_pool_with_the_same_ids_and_seeds(tiny_model: 
 
     sampler = replace(VLLM, tile_prompts=2, tile_samples=2, max_tokens=4)
     names = prompts(tmp_path, 6)
-    environment = {**launch.Launch(threads=1, devices=None, lease_seconds=60).environment(), **sampler.environment()}
+    environment = {**tiny.launch(threads=1, devices=None, lease_seconds=60).environment(), **sampler.environment()}
     job = sampling(tmp_path, "pool", tiny_model, sampler, 2)
     placed = launch.run_workers("sweetspot.sampler.worker", job, tmp_path / "job", [environment] * 2, lambda _: None)
     tiles = [read_tile(path, SAMPLES)[0] for path in (tmp_path / "pool").glob("*.parquet")]

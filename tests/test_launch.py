@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sweetspot import launch
+from tests import tiny
 
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parent.parent)}
 
@@ -62,7 +63,7 @@ def start(job: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
         "tests.test_launch",
         job,
         folder,
-        {**ENVIRONMENT, **launch.Launch(threads=3, devices=None, lease_seconds=60).environment()},
+        {**ENVIRONMENT, **tiny.launch(threads=3, devices=None, lease_seconds=60).environment()},
         metrics.append,
     )
     return metrics
@@ -148,7 +149,7 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def seen(devices: int | None, group: int) -> list[str]:
-    workers = launch.Launch(threads=1, devices=devices, lease_seconds=60).workers(group)
+    workers = tiny.launch(threads=1, devices=devices, lease_seconds=60).workers(group)
     return [worker["CUDA_VISIBLE_DEVICES"] for worker in workers]
 
 
@@ -173,9 +174,9 @@ def test_devices_that_are_not_there_or_do_not_divide_are_refused_in_one_line() -
 def test_without_gpus_devices_are_processes_that_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    two = launch.Launch(threads=None, devices=2, lease_seconds=60).workers(1)
+    two = tiny.launch(threads=None, devices=2, lease_seconds=60).workers(1)
     assert [worker["OMP_NUM_THREADS"] for worker in two] == ["4", "4"]
-    assert len(launch.Launch(threads=None, devices=None, lease_seconds=60).workers(1)) == 1
+    assert len(tiny.launch(threads=None, devices=None, lease_seconds=60).workers(1)) == 1
 
 
 def test_a_worker_does_not_outlive_a_killed_run(tmp_path: Path) -> None:

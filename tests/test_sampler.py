@@ -13,6 +13,7 @@ from sweetspot.model import Model, load_tokenizer, prompt_ids
 from sweetspot.sampler import Sampler, TransformersSampler, VllmSampler, blocks_for, stream_seed, wanted
 from sweetspot.schema import PROMPTS, SAMPLES, prompt_id
 from sweetspot.store import read_tile
+from tests import tiny
 
 COMMON = {
     "seed": 3,
@@ -67,7 +68,7 @@ def draw(sampler: Sampler, model: Model, folder: Path, n: int = 8) -> pa.Table:
         "probe": str(folder / "probe.json"),
         "lease_seconds": 60,
     }
-    environment = {**launch.Launch(threads=1, devices=None, lease_seconds=60).environment(), **sampler.environment()}
+    environment = {**tiny.launch(threads=1, devices=None, lease_seconds=60).environment(), **sampler.environment()}
     launch.run("sweetspot.sampler.worker", job, folder / "job", environment, lambda _: None)
     groups = wanted(names, blocks_for(n, sampler), sampler)
     return pa.concat_tables([read_tile(folder / "pool" / f"{group.name}.parquet", SAMPLES)[0] for group in groups])

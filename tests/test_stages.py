@@ -15,8 +15,7 @@ import pyarrow as pa
 import pytest
 
 from sweetspot.component import build, to_config
-from sweetspot.dpo import DPO, DeepSpeed
-from sweetspot.launch import Launch
+from sweetspot.dpo import DPO
 from sweetspot.model import Model, Probe, load_tokenizer
 from sweetspot.reward_model import SequenceClassifier
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
@@ -54,7 +53,7 @@ def run(tmp_path: Path) -> Run:
     return Run(
         Store(tmp_path / "store"),
         tmp_path,
-        Launch(threads=1, devices=None, lease_seconds=60),
+        tiny.launch(threads=1, devices=None, lease_seconds=60),
         Kept(),
         remake_corrupt=False,
     )
@@ -109,7 +108,7 @@ def test_pairs_join_their_own_responses_with_an_over_long_prompt_in_between(rewa
 
 def test_training_without_a_pair_says_why_there_is_none(rewards: Rewards, run: Run, tiny_model: Model) -> None:
     pairs = select(rewards, PositionPair(chosen="mu+4sigma", rejected="mu+3sigma"), False, run)
-    dpo, deepspeed = build(DPO_CONFIG), DeepSpeed(stage=0)
+    dpo, deepspeed = build(DPO_CONFIG), tiny.deepspeed()
     with pytest.raises(ValueError, match="no pair is left of 3 prompts") as refused:
         train(pairs, tiny_model, tiny_model, dpo, deepspeed, {}, run)
     assert "too_few 1, same_response 2" in str(refused.value)
@@ -169,7 +168,7 @@ def test_a_reference_free_loss_computes_no_reference_and_keeps_none_in_its_key(
     pairs = select(rewards, PositionPair(chosen="max", rejected="min"), False, run)
     settings = tiny.dpo(loss="simpo", gamma=0.5, epochs=1)
     other = tiny_model.at(tiny.save_policy(tmp_path / "other", seed=5))
-    made = [train(pairs, tiny_model, model, settings, DeepSpeed(stage=0), {}, run) for model in (tiny_model, other)]
+    made = [train(pairs, tiny_model, model, settings, tiny.deepspeed(), {}, run) for model in (tiny_model, other)]
     assert [(stage.name, stage.made) for stage in run.stages] == [("select", 1), ("train", 1), ("train", 0)]
     assert made[0].key == made[1].key
     assert not (run.store.root / "logprobs").exists()
@@ -205,7 +204,7 @@ def test_a_pool_without_log_probabilities_is_no_sampled_reference(
 ) -> None:
     pairs = select(rewards, PositionPair(chosen="max", rejected="min"), False, run)
     with pytest.raises(ValueError, match=r"dpo\.reference must be recompute .* got sampler: 4 responses have none"):
-        train(pairs, tiny_model, tiny_model, tiny.dpo(reference="sampler"), DeepSpeed(stage=0), {}, run)
+        train(pairs, tiny_model, tiny_model, tiny.dpo(reference="sampler"), tiny.deepspeed(), {}, run)
 
 
 def test_the_seconds_of_a_stage_are_its_own_so_that_the_table_adds_up(run: Run) -> None:

@@ -13,6 +13,7 @@ from sweetspot.model import Model
 from sweetspot.reward_model import Conversation, VllmClassifier
 from sweetspot.schema import REWARDS
 from sweetspot.store import read_tile
+from tests import tiny
 from tests.test_reward_model import answered, classifier, copy_of, edit, pool, silent
 
 pytest.importorskip("torch")
@@ -62,7 +63,7 @@ def test_a_worker_process_scores_tiles_through_vllm(tiny_reward: Path, tiny_mode
     reward_model = in_vllm(tiny_reward)
     job = {"reward_model": to_config(reward_model), "model": to_config(tiny_model), "probe": None}
     environment = {
-        **launch.Launch(threads=1, devices=None, lease_seconds=60).environment(),
+        **tiny.launch(threads=1, devices=None, lease_seconds=60).environment(),
         **reward_model.environment(),
     }
     launch.run(

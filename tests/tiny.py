@@ -7,6 +7,7 @@ from typing import Any
 
 from sweetspot.component import to_config
 from sweetspot.dpo import DPO, DeepSpeed
+from sweetspot.launch import Launch
 from sweetspot.sft import SFT, Conversations
 
 CHATML = (
@@ -224,6 +225,27 @@ def train(
         if event.get("metrics", {}).get("step") == killed_at and killed_at:
             raise KilledError
 
-    built = {name: to_config(part) for name, part in {"deepspeed": DeepSpeed(stage=0), **parts}.items()}
+    built = {name: to_config(part) for name, part in {"deepspeed": deepspeed(), **parts}.items()}
     main({"output": str(output), "card": {"base": "tiny"}, **built, **inputs}, emit)
     return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()], events
+
+
+def deepspeed(**changes: Any) -> DeepSpeed:
+    """How training is spread: not at all, or over ranks each with the whole model, unless changed."""
+    settings: dict[str, Any] = {"stage": 0, "offload": False, "bucket_size": 4096, "persistence_threshold": 0}
+    return DeepSpeed(**(settings | changes))
+
+
+def launch(**changes: Any) -> Launch:
+    """One worker with one thread on one node, unless changed."""
+    settings: dict[str, Any] = {
+        "threads": 1,
+        "devices": None,
+        "lease_seconds": 60,
+        "nodes": 1,
+        "node_rank": None,
+        "head": None,
+        "port": None,
+        "timeout_seconds": 600,
+    }
+    return Launch(**(settings | changes))

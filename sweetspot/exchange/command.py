@@ -192,6 +192,19 @@ def _gc(root: Path, asked: argparse.Namespace) -> int:
     return 0
 
 
+def _one_worker() -> Launch:
+    return Launch(
+        threads=None,
+        devices=None,
+        lease_seconds=LEASE,
+        nodes=1,
+        node_rank=None,
+        head=None,
+        port=None,
+        timeout_seconds=LEASE,
+    )
+
+
 def _import(root: Path, asked: argparse.Namespace) -> int:
     store = Store(root)
     model = Model(
@@ -203,8 +216,7 @@ def _import(root: Path, asked: argparse.Namespace) -> int:
     )
     if model.path == EMBEDDED:
         with tempfile.TemporaryDirectory() as folder:
-            launch = Launch(threads=None, devices=None, lease_seconds=LEASE)
-            run = Run(store, Path(folder), launch, Nowhere(), remake_corrupt=False)
+            run = Run(store, Path(folder), _one_worker(), Nowhere(), remake_corrupt=False)
             model = model.at(embedded_folder(run))
     fields = {part: getattr(asked, f"{part}_field") for part in ("prompt", "responses", "rewards")}
     request = importing.Request(asked.files, fields, model, asked.seed, asked.rendered, asked.skip_bad_rows)

@@ -5,10 +5,11 @@ rest, and records how much it made and reused. Nothing here imports torch, vLLM 
 """
 
 from sweetspot.stages.adaptive import sample_adaptively
+from sweetspot.stages.cautions import bias, cautions
 from sweetspot.stages.evaluation import bench, check, evaluate
 from sweetspot.stages.imported import imported
 from sweetspot.stages.pairs import Pairs, select
-from sweetspot.stages.policy import Policy, train
+from sweetspot.stages.policy import Policy, check_training, train
 from sweetspot.stages.pool import Rewards, Samples, sample, score, text_codes, token_counts
 from sweetspot.stages.prepare import prepare
 from sweetspot.stages.reference import check_sampled_reference, log_probabilities
@@ -25,8 +26,11 @@ __all__ = [
     "Stage",
     "Subject",
     "bench",
+    "bias",
+    "cautions",
     "check",
     "check_sampled_reference",
+    "check_training",
     "evaluate",
     "imported",
     "log_probabilities",

@@ -9,12 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from sweetspot import ranks
 from sweetspot.component import key, to_config
 from sweetspot.dpo import DPO, DeepSpeed
+from sweetspot.launch import Launch
 from sweetspot.model import Model
 from sweetspot.stages.pairs import Pairs
 from sweetspot.stages.pool import rows_at
-from sweetspot.stages.prepare import make_once
+from sweetspot.stages.prepare import check_spread, make_once
 from sweetspot.stages.reference import reference_logprobs
 from sweetspot.stages.run import Run
 from sweetspot.store import write_tile
@@ -29,9 +31,17 @@ class Policy:
     model: Model
     history: list[dict[str, Any]]  # one row a step
     counts: dict[str, int]  # of pairs: trained on, dropped as too long, held out
-    reference_error: (
-        dict[str, float] | None
-    )  # of the sampler's log-probabilities as reference (`reference.sampler_error`)
+    reference_error: dict[str, float] | None  # of the sampler's log-probabilities as reference (`SamplerError`)
+
+
+def check_training(dpo: DPO, deepspeed: DeepSpeed, launch: Launch) -> None:
+    """Refuse, before anything is made, what cannot be trained here.
+
+    Raises:
+        ValueError: in one line.
+    """
+    dpo.check_libraries()
+    check_spread("dpo", dpo, dpo.adapter, deepspeed, launch)
 
 
 def train(
@@ -53,12 +63,20 @@ def train(
         )
     ends = pairs.table.select(["prompt_id", "chosen_index", "rejected_index"]).to_pylist()
     wanted = {(row["prompt_id"], row[side]) for row in ends for side in ("chosen_index", "rejected_index")}
-    logprobs, error = reference_logprobs(pairs.samples, wanted, reference, dpo, run)
-    started = time.monotonic()
     name = key(dpo, deepspeed, start, None if dpo.reference_free else reference, pairs.key)
     folder = run.store.folder("policies", name)
+    if ranks.node(run.launch):
+        run.lend("train", "sweetspot.trainer", folder, deepspeed, dpo.environment())
+        return _read(name, folder, start, None)
+    logprobs, error = reference_logprobs(pairs.samples, wanted, reference, dpo, run)
+    started = time.monotonic()
     made = make_once(folder, lambda: _make(folder, pairs, wanted, logprobs, start, dpo, deepspeed, card, run), run)
     run.did("train", "policies", int(made), int(not made), started)
+    return _read(name, folder, start, error)
+
+
+def _read(name: str, folder: Path, start: Model, error: dict[str, float] | None) -> Policy:
+    """A policy of the store."""
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     counts = json.loads((folder / "pairs.json").read_text())
     return Policy(name, folder, start.at(folder, f"{start.name}-dpo"), history, counts, error)
@@ -76,20 +94,22 @@ def _make(
     run: Run,
 ) -> None:
     """Have the worker train the policy into its folder."""
-    rows = run.folder / "jobs" / "pairs-with-ids.parquet"
-    write_tile(rows, _training_rows(pairs, wanted, logprobs), {})
     provenance = {"start": to_config(start), "dpo": to_config(dpo), "pairs": pairs.key}
     with run.store.building(folder, provenance) as scratch:
+        rows = scratch / "pairs-with-ids.parquet"  # in the store, where the ranks of other nodes find it
+        rows.unlink(missing_ok=True)
+        write_tile(rows, _training_rows(pairs, wanted, logprobs), {})
         job = {
             "model": to_config(start),
             "dpo": to_config(dpo),
             "deepspeed": to_config(deepspeed),
             "probe": pairs.samples.probe,
-            "pairs": str(rows),
-            "output": str(scratch),
+            "pairs": str(rows.absolute()),
+            "output": str(scratch.absolute()),
             "card": dict(card),
         }
-        run.work("train", "sweetspot.trainer", job, dpo.environment())
+        run.train("train", "sweetspot.trainer", job, deepspeed, dpo.environment())
+        rows.unlink()
 
 
 def _training_rows(pairs: Pairs, wanted: set[tuple[str, int]], logprobs: Mapping[tuple[str, int], float]) -> pa.Table:

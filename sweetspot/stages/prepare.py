@@ -9,12 +9,14 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
+from sweetspot import ranks
 from sweetspot.component import key, to_config, within
-from sweetspot.dpo import DeepSpeed
+from sweetspot.dpo import DPO, DeepSpeed
+from sweetspot.launch import Launch
 from sweetspot.lease import Lease, Watch, generations
 from sweetspot.model import EMBEDDED, Model
 from sweetspot.schema import MESSAGES
-from sweetspot.sft import SftModel
+from sweetspot.sft import SFT, SftModel
 from sweetspot.stages.run import Run
 from sweetspot.store import write_tile
 
@@ -65,24 +67,44 @@ def finetune(model: SftModel, base: Model, deepspeed: DeepSpeed, run: Run) -> Mo
     started = time.monotonic()
     name = key(model.sft, deepspeed, base)
     folder = run.store.folder("models", name)
+    check_spread("model.sft", model.sft, None, deepspeed, run.launch)
+    if ranks.node(run.launch):
+        run.lend("sft", "sweetspot.trainer.sft", folder, deepspeed, model.sft.environment())
+        return model.at(folder)
 
     def train() -> None:
-        rows = run.folder / "jobs" / f"conversations-{name}.parquet"
-        write_tile(rows, pa.table({"messages": pa.array(model.sft.data.load(), type=MESSAGES)}), {})
         with run.store.building(folder, {"base": to_config(base), "sft": to_config(model.sft)}) as scratch:
+            rows = scratch / "conversations.parquet"  # in the store, where the ranks of other nodes find it
+            rows.unlink(missing_ok=True)
+            write_tile(rows, pa.table({"messages": pa.array(model.sft.data.load(), type=MESSAGES)}), {})
             job = {
                 "model": to_config(base),
                 "sft": to_config(model.sft),
                 "deepspeed": to_config(deepspeed),
-                "conversations": str(rows),
-                "output": str(scratch),
+                "conversations": str(rows.absolute()),
+                "output": str(scratch.absolute()),
                 "card": {"title": f"{model.name}, fine-tuned by sweetspot", "base": base.name},
             }
-            run.work("sft", "sweetspot.trainer.sft", job, model.sft.environment())
+            run.train("sft", "sweetspot.trainer.sft", job, deepspeed, model.sft.environment())
+            rows.unlink()
 
     made = make_once(folder, train, run)
     run.did("sft", "models", int(made), int(not made), started)
     return model.at(folder)
+
+
+def check_spread(name: str, settings: DPO | SFT, adapter: str | None, deepspeed: DeepSpeed, launch: Launch) -> None:
+    """Refuse, before anything is made, a training that cannot be spread over the devices as is asked for.
+
+    Raises:
+        ValueError: in one line; `name` is where the settings stand.
+    """
+    deepspeed.check(settings.dtype, adapter)
+    ranks.check(launch, deepspeed.stage)
+    try:
+        ranks.divide(settings.batch_size, settings.device_batch_size, ranks.total(launch))
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from None
 
 
 def make_once(folder: Path, make: Callable[[], None], run: Run) -> bool:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from sweetspot import launch
+from sweetspot import launch, ranks
+from sweetspot.dpo import DeepSpeed
 from sweetspot.launch import Launch
 from sweetspot.logger import Sink
 from sweetspot.store import CorruptTileError, Store, read_tile
@@ -66,6 +67,37 @@ class Run:
         workers = [{**own, **(environment or {})} for own in self.launch.workers(group)[:missing]]
         job = {**job, "lease_seconds": self.launch.lease_seconds}
         return launch.run_workers(module, job, self._job_folder(title), workers, self.log.log)
+
+    def train(
+        self,
+        title: str,
+        module: str,
+        job: Mapping[str, Any],
+        deepspeed: DeepSpeed,
+        environment: Mapping[str, str],
+        until: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Run a training job: in one process, or on a rank for each device of this node and of the others.
+
+        Args:
+            until: True when the job has been done elsewhere.
+        """
+        if not deepspeed.stage and ranks.total(self.launch) == 1:
+            return self.work(title, module, job, environment)
+        more = {**environment, **(ranks.deepspeed_environment() if deepspeed.stage else {})}
+        own = [{**one, **more} for one in ranks.environments(self.launch)]
+        timeout = self.launch.timeout_seconds
+        return ranks.run(module, job, self._job_folder(title), own, self.log.log, timeout, until)
+
+    def lend(self, title: str, module: str, folder: Path, deepspeed: DeepSpeed, environment: Mapping[str, str]) -> None:
+        """On another node than the first: lend its ranks to a training job until what it makes is in its place.
+
+        The job comes from rank 0, so that nothing is written here.
+        """
+        if not folder.exists():
+            self.train(title, module, {"deepspeed": {"stage": deepspeed.stage}}, deepspeed, environment, folder.exists)
+        while not folder.exists():  # rank 0 has trained, and its node is about to put the model into its place
+            time.sleep(launch.POLL_SECONDS)
 
     def _job_folder(self, title: str) -> Path:
         return self.folder / "jobs" / f"{len(self.stages):02d}-{title.replace(' ', '-')}"

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from sweetspot.component import build
+from sweetspot.stopping import REQUEUE
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep.folder import Job, Status, Sweep
 from sweetspot.sweep.launcher import Local
 
-REQUEUE = 75  # exit code of a job that a signal ended and that would go on
 TAIL_LINES = 60
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sweetspot.component import build
-from sweetspot.launch import visible_gpus
+from sweetspot.devices import visible_gpus
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep import job as jobs
 from sweetspot.sweep.folder import Attempt, Job, Sweep

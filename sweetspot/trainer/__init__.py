@@ -7,7 +7,6 @@ Hugging Face folder, whatever was trained: all weights, or a LoRA adapter, which
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -19,30 +18,30 @@ from sweetspot.logprob import examine, load_network
 from sweetspot.logprob.forward import choose
 from sweetspot.model import Model, load_tokenizer, record_digest
 from sweetspot.trainer.adapter import adapted, save_policy, stirred
-from sweetspot.trainer.checkpoints import CHECKPOINTS, last_whole, step_of
-from sweetspot.trainer.history import COUNTS, HISTORY, History, finish, model_card
+from sweetspot.trainer.history import COUNTS, model_card
 from sweetspot.trainer.pair_trainer import PairTrainer, without_dropout
 from sweetspot.trainer.pairs import split, training_pairs
+from sweetspot.trainer.parallel import Session, first, together
 
 
 def main(job: dict[str, Any], emit: Emit) -> None:
     """Train a policy into the folder `output`, from its last whole checkpoint where there is one.
 
     Args:
-        job: {"model": config of the start model, "dpo": config, "deepspeed": config (stage 0: no set-up), "probe": the
+        job: {"model": config of the start model, "dpo": config, "deepspeed": config, "probe": the
             sampled Probe or None, "pairs": a Parquet file of (prompt_id, pair_index, messages, chosen_ids,
             rejected_ids, reference_chosen, reference_rejected), "output": folder, "card": facts for the model card}.
-        emit: takes progress and the metrics of each step.
+        emit: takes progress and the metrics of each step; where several ranks train, those of the first.
 
     Raises:
-        ValueError: when no pair fits, or a pair has no reference log-probability.
+        ValueError: when no pair fits, a pair has no reference log-probability, or a checkpoint is not this job's.
         RuntimeError: when the loss is no longer finite.
+        SystemExit: with REQUEUE, when it was told to stop and has left a checkpoint.
     """
-    output = Path(job["output"])
-    finish(output, lambda: _train(job, output, emit))
+    together(job, emit, _train)
 
 
-def _train(job: dict[str, Any], output: Path, emit: Emit) -> None:
+def _train(job: dict[str, Any], session: Session, emit: Emit) -> None:
     model: Model = build(job["model"])
     dpo: DPO = build(job["dpo"])
     dpo.check_libraries()
@@ -58,11 +57,11 @@ def _train(job: dict[str, Any], output: Path, emit: Emit) -> None:
     groups = [pair.group() for pair in pairs]
     with stirred(network, dpo):
         forward = choose(network, dpo, groups, emit)
-    checkpoint = last_whole(output / CHECKPOINTS)
-    history = History(output / HISTORY, after=step_of(checkpoint) if checkpoint else 0)
-    trainer = PairTrainer(network, pairs, held_out, dpo, forward, output / CHECKPOINTS, history, emit)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    save_policy(network, output, dpo, forward, groups, emit)
+    history, output = session.history(), session.output
+    weights = session.train(PairTrainer(network, pairs, held_out, dpo, forward, session, history, emit))
+    if not first():
+        return
+    save_policy(network, weights, output, dpo, forward, groups, emit)
     tokenizer.save_pretrained(output)
     (output / COUNTS).write_text(json.dumps(counts) + "\n")
     told = {"pairs": len(pairs), **{f"pairs dropped as {why}": count for why, count in dropped.items()}}

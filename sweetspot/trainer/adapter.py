@@ -82,14 +82,24 @@ def stirred(network: Any, dpo: DPO) -> Generator[None]:
                 weight.zero_()
 
 
-def save_policy(network: Any, output: Path, dpo: DPO, forward: Forward, groups: Sequence[Group], emit: Emit) -> None:
+def save_policy(
+    network: Any,
+    weights: dict[str, Any] | None,
+    output: Path,
+    dpo: DPO,
+    forward: Forward,
+    groups: Sequence[Group],
+    emit: Emit,
+) -> None:
     """Write the policy's weights as an ordinary model, and an adapter unmerged beside them (`adapter/`).
+
+    `weights` are those of a network without an adapter where it does not hold them itself (ZeRO-3).
 
     Raises:
         RuntimeError: when merging changes a log-probability by more than the dtype rounds.
     """
     if dpo.adapter is None:
-        network.save_pretrained(output)
+        network.save_pretrained(output, state_dict=weights)
         return
     network.save_pretrained(output / ADAPTER, save_embedding_layers=False)  # adapters alone: nothing else has changed
     unmerged = _logprobs(network, groups, forward)

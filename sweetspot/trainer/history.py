@@ -1,8 +1,7 @@
 """What a policy's folder tells of its training: the curve, and the model card."""
 
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from sweetspot.component import identity
 from sweetspot.dpo import DPO
 from sweetspot.model import FINGERPRINT
 from sweetspot.sft import SFT
-from sweetspot.trainer.checkpoints import CHECKPOINTS
 
 HISTORY = "history.jsonl"
 COUNTS = "pairs.json"  # how many pairs were trained on, and how many were left out
@@ -23,10 +21,13 @@ class History:
     Args:
         path: the file; rows of steps up to `after` are kept.
         after: the step that training goes on from.
+        reads: whether it is another rank that writes.
     """
 
-    def __init__(self, path: Path, after: int) -> None:
+    def __init__(self, path: Path, after: int, reads: bool) -> None:
         self._path = path
+        if reads:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = path.read_text().split("\n")[:after] if path.exists() else []  # a step is a line, from step 1
         path.write_text("".join(f"{line}\n" for line in kept))
@@ -76,13 +77,13 @@ def model_card(
     return f"---\nlibrary_name: transformers\ntags: [{tag}, sweetspot]\n---\n# {title}\n\n" + "\n".join(tables)
 
 
-def finish(output: Path, train: Callable[[], None]) -> None:
-    """Have a model's folder made whole unless it is, and delete its checkpoints; a half-written mark goes first."""
+def finished(output: Path) -> bool:
+    """Whether the model in the folder is whole, so that only tidying is left; a half-written mark is deleted."""
     recorded = output / FINGERPRINT
-    if not (recorded.exists() and recorded.read_text().endswith("\n")):
-        recorded.unlink(missing_ok=True)
-        train()
-    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    if recorded.exists() and recorded.read_text().endswith("\n"):
+        return True
+    recorded.unlink(missing_ok=True)
+    return False
 
 
 def _rows(table: Mapping[str, Any]) -> str:

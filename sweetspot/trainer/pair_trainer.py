@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -14,10 +13,12 @@ from sweetspot.dpo import DPO
 from sweetspot.launch import Emit
 from sweetspot.logprob.forward import Forward, response_logprobs
 from sweetspot.losses import LOSSES, PairLogprobs, nll, rewards
+from sweetspot.ranks import TRAINING, divide
 from sweetspot.sft import SFT
 from sweetspot.trainer.checkpoints import make_whole
 from sweetspot.trainer.history import History
-from sweetspot.trainer.pairs import Row, TrainingPair, regroup
+from sweetspot.trainer.pairs import Row, TrainingPair, regroup, shares
+from sweetspot.trainer.parallel import Session, barrier, size, zero_config
 from sweetspot.trainer.speed import Speed
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
@@ -58,7 +59,7 @@ class StepTrainer(Trainer):
         held_out: what the loss is measured on after each epoch, empty for no such measurement.
         settings: of the optimizer and of checkpoints.
         forward: how log-probabilities are computed.
-        checkpoints: the folder of the checkpoints.
+        session: this training on its ranks.
         history: takes a row a step.
         emit: takes progress and the metrics of each step.
     """
@@ -73,13 +74,13 @@ class StepTrainer(Trainer):
         held_out: Sequence[Row],
         settings: DPO | SFT,
         forward: Forward,
-        checkpoints: Path,
+        session: Session,
         history: History,
         emit: Emit,
     ) -> None:
         super().__init__(
             model=network,
-            args=training_arguments(settings, checkpoints),
+            args=training_arguments(settings, session),
             train_dataset=cast("Any", rows),
             data_collator=cast("Any", list),  # `get_batch_samples` lays them out
         )
@@ -87,9 +88,10 @@ class StepTrainer(Trainer):
         for callback in (PrinterCallback, ProgressCallback):  # `log` reports instead
             self.remove_callback(callback)
         self._settings, self._forward, self._history, self._emit = settings, forward, history, emit
-        self._held_out = held_out
+        self._held_out, self._session = held_out, session
+        self.stopped = False  # whether it was told to, and has left a checkpoint
         self._sums = torch.zeros(1 + len(self.measures), dtype=torch.float64)  # over a step: weight, then the measures
-        self._speed = Speed(network, forward, self.unit)
+        self._speed = Speed(network, forward, self.unit, size())
 
     def collate(self, rows: Sequence[Any]) -> dict[str, Any]:
         """The inputs of a forward pass over the rows."""
@@ -103,17 +105,40 @@ class StepTrainer(Trainer):
         """What the mean is taken over: the number of these rows, say."""
         raise NotImplementedError
 
+    def get_train_dataloader(self) -> Any:
+        """The rows in batches of all ranks together; `get_batch_samples` takes this rank's share of a step.
+
+        Left to itself, accelerate gives rows a second turn where the last batches are short of some.
+        """
+        ranks = self.args.world_size
+        loader: Any = self._get_dataloader(  # pyright: ignore[reportUnknownMemberType]
+            dataset=cast("Any", self.train_dataset),
+            description="Training",
+            batch_size=self.args.per_device_train_batch_size * ranks,
+            sampler_fn=cast("Any", self._get_train_sampler),
+            is_training=True,
+        )
+        if ranks > 1:
+            shard = loader.batch_sampler
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+        return loader
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """The inputs of the coming optimizer step's forward passes, and its weight: a device's share of it, as
-        gradients are averaged over devices."""
+        """The inputs of this rank's forward passes in the coming optimizer step, and the step's weight per rank, as
+        gradients are averaged over ranks.
+
+        All ranks make as many passes; one that no row is left for goes over the first row and does not count.
+        """
         cuts: list[list[Any]] = list(itertools.islice(epoch_iterator, num_batches))
         rows = [row for cut in cuts for row in cut]
         self._speed.take(rows)
-        parts = regroup(rows, list(map(len, cuts)), self._forward.batching)
-        total = self._over_devices(torch.tensor(self.weight(rows), device=device)) / self.args.world_size
-        return [self.collate(part) for part in parts], total
+        ranks = self.args.world_size
+        parts = regroup(rows, shares(list(map(len, cuts)), ranks), self._forward.batching)
+        mine = parts[self.args.process_index :: ranks]
+        inputs = [{**self.collate(part or rows[:1]), "counts": torch.tensor(bool(part))} for part in mine]
+        return inputs, torch.tensor(self.weight(rows) / ranks, device=device, dtype=torch.float64)
 
     def _over_devices(self, tensor: Tensor) -> Tensor:
         return tensor if self.args.world_size == 1 else cast("Tensor", self.accelerator.reduce(tensor, "sum"))
@@ -130,19 +155,26 @@ class StepTrainer(Trainer):
     ) -> Any:
         """The sum of the rows' losses over the weight of the optimizer step."""
         losses, sums = self.measure(model, inputs)
-        self._sums += sums
-        loss = losses.sum() / cast("Any", num_items_in_batch)
+        counts = inputs["counts"]
+        self._session.beat.move()
+        self._sums += sums * counts.cpu()
+        loss = losses.sum() * counts / cast("Any", num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002 - the Trainer's signature
         """Take the metrics of a step, which the Trainer logs after each; its summary at the end is left out."""
         if "grad_norm" not in logs:
             return
+        self._session.beat.doing = TRAINING
         step, steps = self.state.global_step, self.state.max_steps
+        asked = torch.tensor([self._session.asked.is_set()], dtype=self._sums.dtype)
+        *sums, stop = self._over_devices(torch.cat([self._sums, asked]).to(self.args.device)).tolist()
+        if stop and step < steps:
+            self.stopped = self.control.should_save = self.control.should_training_stop = True
         row = {
             "step": step,
             "epoch": step * self._settings.epochs / steps,
-            **self._means(self._over_devices(self._sums.to(self.args.device))),
+            **self._means(sums),
             "grad_norm": float(logs["grad_norm"]),
             "learning_rate": float(logs["learning_rate"]),
         }
@@ -153,8 +185,8 @@ class StepTrainer(Trainer):
         if self.is_world_process_zero():
             self._report(row, speed)
 
-    def _means(self, sums: Tensor) -> dict[str, float]:
-        weight, *totals = sums.tolist()
+    def _means(self, sums: Sequence[float]) -> dict[str, float]:
+        weight, *totals = sums
         return {name: total / weight for name, total in zip(self.measures, totals, strict=True)}
 
     @torch.no_grad()
@@ -164,7 +196,8 @@ class StepTrainer(Trainer):
         for start in range(0, len(self._held_out), self._settings.device_batch_size):
             part = self._held_out[start : start + self._settings.device_batch_size]
             sums += self.measure(self.model_wrapped, self._prepare_inputs(self.collate(part)))[1]
-        return self._means(sums)
+            self._session.beat.move()
+        return self._means(sums.tolist())
 
     def _report(self, row: dict[str, Any], speed: dict[str, float]) -> None:
         if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
@@ -179,10 +212,18 @@ class StepTrainer(Trainer):
         """Write a checkpoint and mark it whole; older ones go afterwards. None at the last step: the policy follows."""
         if self.state.global_step >= self.state.max_steps:
             return
+        self._session.beat.doing = "saving"
         super()._save_checkpoint(model, trial)
+        barrier()  # all ranks have written their files
         if self.is_world_process_zero():
-            folder = Path(cast("str", self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            make_whole(folder, self._settings.save_total_limit)
+            folder = self._session.checkpoints / f"checkpoint-{self.state.global_step}"
+            make_whole(folder, self._settings.save_total_limit, self._session.facts())
+        self._session.beat.doing = TRAINING
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights into a checkpoint; DeepSpeed writes them itself, as each rank has them."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
 
 
 class PairTrainer(StepTrainer):
@@ -204,22 +245,26 @@ class PairTrainer(StepTrainer):
         return len(rows)
 
 
-def training_arguments(dpo: DPO | SFT, checkpoints: Path) -> TrainingArguments:
-    """The Trainer's arguments for one device, with everything off that writes, logs or saves beside us."""
+def training_arguments(dpo: DPO | SFT, session: Session) -> TrainingArguments:
+    """The Trainer's arguments for one rank, with everything off that writes, logs or saves beside us."""
+    device_batch_size, accumulation = divide(dpo.batch_size, dpo.device_batch_size, size())
+    zero = zero_config(session.deepspeed, dpo)
     arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=dpo.device_batch_size,
-        gradient_accumulation_steps=dpo.batch_size // dpo.device_batch_size,
+        output_dir=str(session.checkpoints),
+        per_device_train_batch_size=device_batch_size,
+        gradient_accumulation_steps=accumulation,
         num_train_epochs=dpo.epochs,
         learning_rate=dpo.learning_rate,
         lr_scheduler_type=dpo.schedule,
         warmup_steps=dpo.warmup_ratio,  # below 1 it is a share of the steps
         weight_decay=dpo.weight_decay,
         max_grad_norm=dpo.max_grad_norm,
-        optim="adamw_torch_fused",
+        optim="adamw_torch" if zero else "adamw_torch_fused",
+        deepspeed=zero,
+        ddp_find_unused_parameters=False,
         seed=dpo.seed,
         gradient_checkpointing=dpo.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        gradient_checkpointing_kwargs={"use_reentrant": session.deepspeed.stage == 3},
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",

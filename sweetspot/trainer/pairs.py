@@ -95,6 +95,11 @@ def training_pairs(
     return kept, {"too_long": len(rows) - len(kept)}
 
 
+def shares(sizes: Sequence[int], ranks: int) -> list[int]:
+    """The sizes of a step's parts when each batch is cut over the ranks: [5, 1] over 2 is [3, 2, 1, 0]."""
+    return [size // ranks + (rank < size % ranks) for size in sizes for rank in range(ranks)]
+
+
 def regroup(rows: Sequence[AnyRow], sizes: Sequence[int], batching: str) -> list[list[AnyRow]]:
     """An optimizer step's rows in parts of the given sizes, one a forward pass; which rows make the step stays.
 

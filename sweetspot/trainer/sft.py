@@ -6,7 +6,6 @@ template in its tokenizer, and the end-of-turn token in its generation config, w
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,10 +17,10 @@ from sweetspot.launch import Emit
 from sweetspot.logprob.forward import choose, response_logprobs
 from sweetspot.model import Model, end_ids, load_causal, record_digest
 from sweetspot.sft import SFT
-from sweetspot.trainer.checkpoints import CHECKPOINTS, last_whole, step_of
 from sweetspot.trainer.conversations import Conversation, chat_tokenizer, lay_out, training_conversations
-from sweetspot.trainer.history import CONVERSATIONS, HISTORY, History, finish, model_card
+from sweetspot.trainer.history import CONVERSATIONS, model_card
 from sweetspot.trainer.pair_trainer import StepTrainer, without_dropout
+from sweetspot.trainer.parallel import Session, first, together
 
 
 class SftTrainer(StepTrainer):
@@ -51,17 +50,17 @@ def main(job: dict[str, Any], emit: Emit) -> None:
     Args:
         job: {"model": config of the base model, "sft": config, "deepspeed": config, "conversations": a Parquet file of
             messages, "output": folder, "card": facts for the model card}.
-        emit: takes progress and the metrics of each step.
+        emit: takes progress and the metrics of each step; where several ranks train, those of the first.
 
     Raises:
-        ValueError: when no conversation can be learned, or the template cannot.
+        ValueError: when no conversation can be learned, the template cannot, or a checkpoint is not this job's.
         RuntimeError: when the loss is no longer finite.
+        SystemExit: with REQUEUE, when it was told to stop and has left a checkpoint.
     """
-    output = Path(job["output"])
-    finish(output, lambda: _train(job, output, emit))
+    together(job, emit, _train)
 
 
-def _train(job: dict[str, Any], output: Path, emit: Emit) -> None:
+def _train(job: dict[str, Any], session: Session, emit: Emit) -> None:
     base: Model = build(job["model"])
     sft: SFT = build(job["sft"])
     tokenizer = chat_tokenizer(base, sft)
@@ -80,13 +79,13 @@ def _train(job: dict[str, Any], output: Path, emit: Emit) -> None:
     network = load_causal(base, sft.dtype)
     without_dropout(network)
     forward = choose(network, sft, [row.group() for row in conversations[:2]], emit)
-    checkpoint = last_whole(output / CHECKPOINTS)
-    history = History(output / HISTORY, after=step_of(checkpoint) if checkpoint else 0)
-    trainer = SftTrainer(network, conversations, [], sft, forward, output / CHECKPOINTS, history, emit)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    history, output = session.history(), session.output
+    weights = session.train(SftTrainer(network, conversations, [], sft, forward, session, history, emit))
+    if not first():
+        return
     network.config.eos_token_id = tokenizer.eos_token_id
     network.generation_config.eos_token_id = end_ids(base, tokenizer)
-    network.save_pretrained(output)
+    network.save_pretrained(output, state_dict=weights)
     tokenizer.save_pretrained(output)
     (output / CONVERSATIONS).write_text(json.dumps(counts) + "\n")
     (output / "README.md").write_text(model_card(job["card"], sft, counts, history.rows()))

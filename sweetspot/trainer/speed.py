@@ -19,16 +19,17 @@ class Speed:
         network: the policy, as it is trained.
         forward: how it is run.
         unit: what its rows are ("pairs").
+        devices: how many train together; the rows are those of all.
     """
 
-    def __init__(self, network: Any, forward: Forward, unit: str) -> None:
+    def __init__(self, network: Any, forward: Forward, unit: str, devices: int) -> None:
         config = network.config.get_text_config()
         tables = sum(_flops(table.weight) for table in _tables(network))
         self._head = _flops(network.get_output_embeddings().weight)
         self._body = sum(map(_flops, network.parameters())) - tables
         self._unit = unit
         self._width = config.num_hidden_layers * config.hidden_size
-        self._rate = product_rate(network, forward)
+        self._rate = product_rate(network, forward) * devices
         self._rows, self._tokens, self._done = 0, 0, 0.0
         self._last = time.monotonic()
 
