@@ -140,7 +140,7 @@ def test_an_adapted_head_of_its_own_is_computed_whole_and_merges(tmp_path: Path)
         assert told["forward/head"] == "whole vocabulary"
         assert (forward.batching, forward.tiled) == ("shared_prefix", False)
         before = response_logprobs(network, forward.layout(GROUPS), forward).tolist()
-        save_policy(network, tmp_path, settings, forward, GROUPS, lambda _: None)
+        save_policy(network, None, tmp_path, settings, forward, GROUPS, lambda _: None)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert response_logprobs(merged, PLAIN.layout(GROUPS), PLAIN).tolist() == pytest.approx(before, abs=1e-4)
 
@@ -201,7 +201,7 @@ def _save_enabling_between(network: Any, folder: Path) -> None:
         return whole(**options)
 
     network.merge_and_unload = merge
-    save_policy(network, folder, FLOAT32, PLAIN, GROUPS, lambda _: None)
+    save_policy(network, None, folder, FLOAT32, PLAIN, GROUPS, lambda _: None)
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
@@ -240,7 +240,8 @@ def test_without_peft_an_adapter_is_refused_in_one_line_before_any_model_is_load
     SETTINGS_WITHOUT.check_libraries()
     with pytest.raises(ValueError, match=r"dpo.adapter=lora needs the package peft, .* pip install '.\[lora\]'"):
         SETTINGS.check_libraries()
-    job = {"model": to_config(tiny_model.at(Path("/nowhere"))), "dpo": to_config(SETTINGS), "output": str(tmp_path)}
+    parts = {"model": tiny_model.at(Path("/nowhere")), "dpo": SETTINGS, "deepspeed": tiny.deepspeed()}
+    job = {"output": str(tmp_path), **{name: to_config(part) for name, part in parts.items()}}
     with pytest.raises(ValueError, match="needs the package peft"):
         trainer.main(job, lambda _: None)
 

@@ -159,16 +159,18 @@ def our_trainer(network: Any, cuts: list[Any], dpo: Any, folder: Path) -> tuple[
     """Our trainer, with the reference log-probabilities made before, and a function that gives the last loss."""
     from sweetspot import logprob
     from sweetspot.logprob.forward import choose
-    from sweetspot.trainer.history import History
     from sweetspot.trainer.pair_trainer import PairTrainer
     from sweetspot.trainer.pairs import TrainingPair
+    from sweetspot.trainer.parallel import Beat, Session
+    from tests import tiny
 
     forward = choose(network, dpo, [(cuts[0][0], list(cuts[0][1:]))], lambda _: None)
     sequences = [(prompt, side) for prompt, *sides in cuts for side in sides]
     found = logprob.logprobs(sequences, network, dpo, forward)
     pairs = [TrainingPair(*cut, *found[2 * row : 2 * row + 2]) for row, cut in enumerate(cuts)]
-    history = History(folder / "history.jsonl", after=0)
-    trainer = PairTrainer(network, pairs, [], dpo, forward, folder / "checkpoints", history, lambda _: None)
+    session = Session(folder, tiny.deepspeed(), Beat())
+    history = session.history()
+    trainer = PairTrainer(network, pairs, [], dpo, forward, session, history, lambda _: None)
     return trainer, lambda: history.rows()[-1]["loss"]
 
 
