@@ -16,6 +16,7 @@ The floors; an import only points down:
     stages
     sampler, reward_model, trainer, logprob, embedded, dpo, sft, eval, data
     tile, fill: what lies in which file, and making what is missing together with others
-    component, schema, store, lease, launch, progress, logger, model
+    component, schema, store, lease, launch, ranks, progress, logger, model
+    devices, stopping
     strategy, statistics, distribution, budget, duplicates, losses
 """

@@ -56,18 +56,27 @@ def train(
     dpo: DPO,
     deepspeed: DeepSpeed,
     count: int = 10,
-    module: str = "sweetspot.trainer",
     on_metrics: Callable[[dict[str, Any]], None] = lambda _: None,
     **changes: Any,
 ) -> list[dict[str, Any]]:
-    """Train on two ranks unless `changes` of launch say otherwise; returns the curve."""
-    launch = tiny.launch(devices=2, **changes) if "devices" not in changes else tiny.launch(**changes)
-    more = ranks.deepspeed_environment() if deepspeed.stage else {}
+    """Train on `count` pairs, on two ranks unless `changes` of launch say otherwise; returns the curve."""
+    run(folder, "sweetspot.trainer", job(folder, model, dpo, deepspeed, count), on_metrics, **changes)
+    return history(folder)
+
+
+def run(
+    folder: Path,
+    module: str,
+    wanted: dict[str, Any],
+    on_metrics: Callable[[dict[str, Any]], None] = lambda _: None,
+    **changes: Any,
+) -> None:
+    """Run a training job on two ranks unless `changes` of launch say otherwise."""
+    launch = tiny.launch(**{"devices": 2, **changes})
+    more = ranks.deepspeed_environment() if wanted["deepspeed"]["stage"] else {}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environments = [{**one, **more, "PYTHONPATH": path} for one in ranks.environments(launch)]
-    wanted = job(folder, model, dpo, deepspeed, count)
     ranks.run(module, wanted, folder / "train", environments, on_metrics, launch.timeout_seconds)
-    return history(folder)
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

@@ -121,7 +121,7 @@ def undisturbed(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-@pytest.mark.parametrize("attempt", range(4))
+@pytest.mark.parametrize("attempt", range(2))
 def test_a_kill_at_any_moment_ends_all_ranks_and_the_curve_is_gone_on_with(
     stage: int, attempt: int, undisturbed: Callable[[int], Path], tiny_model: Model, tmp_path: Path
 ) -> None:

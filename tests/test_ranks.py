@@ -11,8 +11,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("deepspeed")
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import load_file
+
 from sweetspot import trainer
+from sweetspot.component import to_config
+from sweetspot.dpo import DeepSpeed
 from sweetspot.model import Model
+from sweetspot.schema import MESSAGES
+from sweetspot.trainer import sft
 from tests import ranked, tiny
 
 DPO = tiny.dpo(dtype="float32", device_batch_size=2, epochs=4, save_every=100)
@@ -68,3 +76,45 @@ def test_every_way_to_compute_works_on_two_ranks(
         assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], abs=2e-2)
     else:
         agree(two, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_an_adapter_goes_the_same_way_on_two_ranks(stage: int, tiny_model: Model, tmp_path: Path) -> None:
+    """A model that keeps its weights whole, so that the adapter is merged on the first rank."""
+    pytest.importorskip("peft")
+    lora = {"adapter": "lora", "lora_rank": 4, "lora_alpha": 8.0, "lora_targets": "all-linear"}
+    dpo = dataclasses.replace(DPO, **lora)
+    one = alone(tmp_path / "one", tiny_model, dpo)
+    agree(ranked.train(tmp_path / "two", tiny_model, dpo, tiny.deepspeed(stage=stage)), one)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        same_weights(tmp_path / "one" / "policy" / name, tmp_path / "two" / "policy" / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_base_model_is_fine_tuned_the_same_way_on_two_ranks(stage: int, tiny_base: Model, tmp_path: Path) -> None:
+    """Conversations of 1 to 3 answers, so that the ranks have unlike numbers of tokens that the loss is a mean over."""
+    turns = [{"role": role, "content": text} for role, text in (("user", "a little rain"), ("assistant", "It fell."))]
+    talks = [turns * (1 + place % 3) for place in range(10)]
+    pq.write_table(pa.table({"messages": pa.array(talks, type=MESSAGES)}), tmp_path / "talk.parquet")
+    settings = tiny.sft(tmp_path / "talk", dtype="float32", device_batch_size=2)
+
+    def job(name: str, deepspeed: DeepSpeed) -> dict[str, Any]:
+        parts = {"model": tiny_base, "sft": settings, "deepspeed": deepspeed}
+        inputs = {"conversations": str(tmp_path / "talk.parquet"), "output": str(tmp_path / name / "policy")}
+        return {**inputs, "card": {"base": "tiny"}, **{part: to_config(value) for part, value in parts.items()}}
+
+    sft.main(job("one", tiny.deepspeed()), lambda _: None)
+    ranked.run(tmp_path / "two", "sweetspot.trainer.sft", job("two", tiny.deepspeed(stage=stage)))
+    one, two = ranked.history(tmp_path / "one"), ranked.history(tmp_path / "two")
+    for name, error in (("loss", 1e-5), ("grad_norm", 1e-4)):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], abs=error)
+    same_weights(*(tmp_path / name / "policy" / "model.safetensors" for name in ("one", "two")))
+
+
+def same_weights(ours: Path, theirs: Path) -> None:
+    """Adam's first steps are as long for a gradient of rounding size as for any other: hence no closer than that."""
+    mine, other = load_file(ours), load_file(theirs)
+    assert mine.keys() == other.keys()
+    assert max((mine[name] - other[name]).abs().max().item() for name in mine) < 1e-3

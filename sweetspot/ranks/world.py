@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -134,16 +135,17 @@ def deepspeed_environment() -> dict[str, str]:
         ValueError: when DeepSpeed is not installed, or a processor's part cannot be built.
     """
     if importlib.util.find_spec("deepspeed") is None:
-        raise ValueError("deepspeed needs the package of that name (pip install 'sweetspot[deepspeed]'); or =none")
+        raise ValueError("deepspeed needs the package of that name (pip install '.[train]'); or choose deepspeed=none")
     if visible_gpus():
         return {}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     compiler = os.environ.get("CXX", "c++")
     missing = [name for name in (compiler, "ninja") if shutil.which(name, path=path) is None]
+    missing += ["Python.h"] if not Path(sysconfig.get_path("include"), "Python.h").exists() else []
     if missing:
         raise ValueError(
-            f"deepspeed on a processor builds a C++ part and needs {' and '.join(missing)} on PATH "
-            "(Debian: apt-get install g++ ninja-build); or choose deepspeed=none"
+            f"deepspeed on a processor builds a C++ part and needs {' and '.join(missing)} "
+            "(Debian: apt-get install g++ ninja-build python3-dev); or choose deepspeed=none"
         )
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sweetspot" / "torch_extensions"
     versions = "-".join(metadata.version(name) for name in ("torch", "deepspeed"))
