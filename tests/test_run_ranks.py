@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from sweetspot.launch import REQUEUE
+from sweetspot.model import Model
 from tests.test_lost_rank import left
 from tests.test_run import finish, finished, prompts_file, start, tiny_overrides
+from tests.test_sampler import VLLM, draw
 
 __all__ = ["finished", "prompts_file", "tiny_overrides"]  # fixtures
 pytestmark = pytest.mark.slow
@@ -54,12 +56,16 @@ def test_a_run_trains_on_two_ranks_under_the_same_key_and_to_the_same_curve(
     assert not [path.name for path in policy.iterdir() if path.suffix in (".pt", ".parquet") or path.is_dir()]
 
 
-def test_vllm_samples_from_a_policy_of_zero_3(tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_vllm_samples_from_a_policy_of_zero_3(
+    filled: Path, tiny_overrides: list[str], tiny_model: Model, tmp_path: Path
+) -> None:
     pytest.importorskip("vllm")
-    overrides = [one for one in tiny_overrides if one != "sampler=transformers"]
-    more = ["sampler=vllm", "sampler.kv_cache_gb=1", "deepspeed=zero3", "launch.devices=2", "data.limit=4"]
-    found = finish([*overrides, *more], tmp_path / "store", tmp_path / "run")
-    assert found["evaluations"][0]["n_prompts"] == 4
+    store = copied(filled, tmp_path)
+    found = finish([*tiny_overrides, "deepspeed=zero3", "launch.devices=2", "until=train"], store, tmp_path / "run")
+    policy = tiny_model.at(store / found["rounds"][0]["policy"]["folder"])
+    drawn, start = (draw(VLLM, model, tmp_path / name) for name, model in (("policy", policy), ("start", tiny_model)))
+    assert drawn["logprob"].null_count == 0
+    assert drawn["token_ids"].to_pylist() != start["token_ids"].to_pylist()
 
 
 def test_two_nodes_train_together_and_node_0_alone_writes(
@@ -69,7 +75,7 @@ def test_two_nodes_train_together_and_node_0_alone_writes(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = [*tiny_overrides, "deepspeed=zero2", "launch.devices=1", "launch.nodes=2"]
+    shared = [*tiny_overrides, "until=train", "deepspeed=zero2", "launch.devices=1", "launch.nodes=2"]
     shared += ["launch.head=127.0.0.1", f"launch.port={port}", "launch.lease_seconds=10"]
     folders = [tmp_path / "node0", tmp_path / "node1"]
     nodes = [start([*shared, f"launch.node_rank={number}"], store, folder) for number, folder in enumerate(folders)]
@@ -96,7 +102,7 @@ def test_a_run_that_is_told_to_stop_ends_with_code_75_and_goes_on_from_there(
     tmp_path: Path,
 ) -> None:
     store = tmp_path / "store" if what == "sample" else copied(filled, tmp_path)
-    overrides = [*tiny_overrides, "launch.devices=2", "dpo.epochs=30", "dpo.save_every=1000"]
+    overrides = [*tiny_overrides, "until=train", "launch.devices=2", "dpo.epochs=30", "dpo.save_every=1000"]
     process = start(overrides, store, tmp_path / "run")
     deadline = time.monotonic() + 120
     begun = "samples/*/*.parquet" if what == "sample" else "policies/.*.part/history.jsonl"
@@ -117,7 +123,7 @@ def test_a_run_that_is_told_to_stop_ends_with_code_75_and_goes_on_from_there(
 
 def test_two_runs_that_want_one_policy_train_it_once(filled: Path, tiny_overrides: list[str], tmp_path: Path) -> None:
     store = copied(filled, tmp_path)
-    overrides = [*tiny_overrides, "dpo.epochs=4"]
+    overrides = [*tiny_overrides, "until=train", "dpo.epochs=4"]
     runs: list[subprocess.Popen[str]] = [start(overrides, store, tmp_path / name) for name in ("one", "two")]
     told = [run.communicate(timeout=400)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], "".join(told)
