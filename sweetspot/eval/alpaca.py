@@ -6,6 +6,7 @@ chunks of 128 and OpenAI client are left out: they lose up to a chunk of paid an
 ever and write into the package's folder. `asking.ask` takes their place.
 """
 
+import functools
 import gzip
 import json
 import math
@@ -99,6 +100,7 @@ def gamed_file(evaluation: AlpacaEval) -> Path | None:
     return path
 
 
+@functools.cache  # without a network huggingface_hub tries for half a minute
 def from_hub(name: str, revision: str) -> Path | None:
     """A file of AlpacaEval's data set, from the hub or its cache; None where neither has it."""
     from huggingface_hub import hf_hub_download

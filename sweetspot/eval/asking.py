@@ -60,12 +60,14 @@ def ask(
         The answers, and {"requests", "retried", "unusable", "tokens_in", "tokens_out", "price"} of this call.
 
     Raises:
+        ValueError: when something is missing and the judge cannot be asked at all (`OpenAIJudge.check`).
         JudgeError: when the judge refuses, keeps failing, or leaves requests without a verdict: all or it fails.
     """
     wanted = {request_key(body): body for body in (sent(body, judge) for body in bodies)}
     session = _Session(judge, answers, verdict, max_cost, len(wanted), progress)
     missing = [key for key in wanted if key not in answers.by_key]
     if missing:
+        judge.check()
         asyncio.run(session.run([(key, wanted[key]) for key in missing]))
     left = [key for key in wanted if key not in answers.by_key]
     if session.stopped or left:
@@ -97,19 +99,17 @@ class _Session:
         self.stopped: str | None = None
         self.spent: dict[str, Any] = dict.fromkeys(("requests", "retried", "unusable", "tokens_in", "tokens_out"), 0)
         self.spent["price"] = 0.0
-        self._client = openai.AsyncOpenAI(
-            api_key=judge.key(), base_url=judge.base_url, max_retries=0, timeout=judge.timeout
-        )
 
     async def run(self, requests: list[tuple[str, dict[str, Any]]]) -> None:
         """Ask the first, then the others, `concurrency` at a time."""
-        waiting = list(reversed(requests))
+        waiting, judge = list(reversed(requests)), self.judge
+        client = openai.AsyncOpenAI(api_key=judge.key(), base_url=judge.base_url, max_retries=0, timeout=judge.timeout)
 
         async def connection() -> None:
             while waiting and not self.stopped:
                 await self._settle(*waiting.pop())
 
-        async with self._client:
+        async with client as self._client:
             await self._settle(*waiting.pop(), test=True)
             await asyncio.gather(*(connection() for _ in range(min(self.judge.concurrency, len(waiting)))))
 
