@@ -58,7 +58,7 @@ def main() -> None:
     """Print coverage and false findings of each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000, help="data sets a case")
-    parser.add_argument("--prompts", type=int, default=300, help="of each data set")
+    parser.add_argument("--prompts", type=int, default=200, help="of each data set")
     parser.add_argument("--resamples", type=int, default=400, help="draws of bootstrap and permutation")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
