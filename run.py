@@ -190,6 +190,7 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
         return folder
     sink = settings.logger.open(folder, dict(config), folder.name)
     run = Run(store, folder, settings.launch, sink, settings.remake_corrupt)
+    stages.try_judges(evaluations, run)
     written = folder / "manifest.json"
     facts: dict[str, Any] = {"warnings": told, "rounds": [], "evaluations": []}
     for warning in facts["warnings"]:
@@ -220,10 +221,8 @@ def _stages(
     if isinstance(settings.model, SftModel):
         facts["sft"] = manifests.of_sft(start)
     model = start
-    benches = {name: one for name, one in evaluations.items() if isinstance(one, RewardBench)}
-    for name, one in benches.items():
-        ready = stages.prepare(one, settings.deepspeed, run)
-        facts["evaluations"].append(manifests.of_evaluation(stages.bench(name, ready, run)))
+    for result in stages.bench(evaluations, settings.deepspeed, run):
+        facts["evaluations"].append(manifests.of_evaluation(result))
     for turn in range(settings.rounds):
         found: dict[str, Any] = {}
         facts["rounds"].append(found)
@@ -257,10 +256,7 @@ def _stages(
     by_name = (facts["rounds"][-1]["rewards"]["reward_model"], reward_model)
     selecting = None if isinstance(reward_model, ImportedReward) else by_name
     subject = Subject(model, start, prompts.held_out, settings.sampler, selecting, settings.dpo)
-    for name, evaluation in evaluations.items():
-        if name in benches:
-            continue
-        result = stages.evaluate(name, stages.prepare(evaluation, settings.deepspeed, run), subject, run)
+    for result in stages.evaluate(evaluations, subject, settings.deepspeed, run):
         facts["evaluations"].append(manifests.of_evaluation(result))
         facts["warnings"] += [line for line in [result.metrics.get("order_warning")] if line]
 

@@ -13,7 +13,6 @@ from sweetspot.eval.judge import forecast
 from sweetspot.stages import check
 from sweetspot.stages.judged import JUDGE_PROMPT_CHARACTERS
 from tests.alpaca import annotations, needs_alpaca, outputs
-from tests.judge_server import JudgeServer
 from tests.judging import judge
 
 ROWS = [{"instruction": f"Do {number}.", "output": f"Done {number}.", "generator": "base"} for number in range(805)]
@@ -96,9 +95,7 @@ def evaluation(folder: Path, **changes: Any) -> AlpacaEval:
 
 
 def test_a_run_tells_the_price_and_what_will_be_missing_before_it_starts(tmp_path: Path) -> None:
-    with JudgeServer() as server:
-        told = check({"alpaca": evaluation(tmp_path, judge=judge(server.url), limit=100)})
-        assert server.requests == 0
+    told = check({"alpaca": evaluation(tmp_path, limit=100)})
     assert told[0] == "alpaca: df_gamed.csv was not found, so there is a win rate and no length-controlled one"
     assert told[1].startswith("alpaca: 100 of 805 prompts: a partial result")
     # ten rows of 1,419 characters are 309 tokens each, ninety of 1,422 are 310
@@ -113,22 +110,6 @@ def test_what_would_stop_a_run_at_its_end_stops_it_at_its_start(tmp_path: Path) 
         check({"alpaca": evaluation(tmp_path, gamed_path="nowhere.csv")})
     with pytest.raises(ValueError, match="must have 805 rows"):
         check({"alpaca": evaluation(tmp_path, baseline_path=str(written(tmp_path, ROWS[:9], "few.json")))})
-    with pytest.raises(ValueError, match=r"eval.judge.base_url must be the address of an OpenAI-compatible judge"):
-        check({"alpaca": evaluation(tmp_path)})
-
-
-def test_a_run_without_the_judge_s_key_or_model_stops_before_it_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with JudgeServer() as server:
-        for fault, words in (
-            ({"key_variable": "NO_SUCH_KEY"}, "the environment variable NO_SUCH_KEY is not set"),
-            ({"model": "another"}, "eval.judge.model must be one that .* serves"),
-        ):
-            with pytest.raises(ValueError, match=words):
-                check({"alpaca": evaluation(tmp_path, judge=judge(server.url, **fault))})
-        assert server.requests == 0
 
 
 @needs_alpaca
@@ -136,13 +117,11 @@ def test_difficulties_that_will_be_needed_are_read_before_the_run_and_another_or
     (tmp_path / "df_gamed.csv").write_text("index\n")
     gamed = str(tmp_path / "df_gamed.csv")
     published = outputs("gpt4_1106_preview")
-    with JudgeServer() as server:
-        fields = {"judge": judge(server.url), "gamed_path": gamed}
-        there = evaluation(tmp_path, **fields, baseline_path=str(written(tmp_path, published, "there.json")))
-        with pytest.raises(ValueError, match=r"eval.gamed_path must have the columns"):
-            check({"alpaca": there})
-        back = evaluation(tmp_path, **fields, baseline_path=str(written(tmp_path, published[::-1], "back.json")))
-        assert "alpaca: not the 805 published prompts in their order" in check({"alpaca": back})[0]
+    there = evaluation(tmp_path, gamed_path=gamed, baseline_path=str(written(tmp_path, published, "there.json")))
+    with pytest.raises(ValueError, match=r"eval.gamed_path must have the columns"):
+        check({"alpaca": there})
+    back = evaluation(tmp_path, gamed_path=gamed, baseline_path=str(written(tmp_path, published[::-1], "back.json")))
+    assert "alpaca: not the 805 published prompts in their order" in check({"alpaca": back})[0]
 
 
 def test_a_verdict_needs_one_of_the_two_tokens() -> None:

@@ -102,6 +102,24 @@ def test_equal_lengths_and_no_difficulty_give_the_mean_preference() -> None:
     np.testing.assert_allclose(weights[:, 2], [np.log(3), -np.log(3)], atol=1e-3)
 
 
+@pytest.mark.parametrize("strength", [0.01, 0.1, 2.7825594, 1e4])
+def test_the_fit_is_a_minimum_also_where_a_coefficient_is_zero(strength: float) -> None:
+    """Slope of the loss: minus the sign of a coefficient over the strength, and smaller where the coefficient is 0."""
+    rng, n = np.random.default_rng(0), 100
+    difficulty, shorter = rng.normal(size=n), rng.normal(0, 300, size=(20, n))
+    preference = rng.uniform(size=(20, n))  # of nothing: rates about 50%, and coefficients about 0
+    gamed = Regulariser(difficulty, np.column_stack([np.tanh(rng.normal(size=n)), difficulty]), rng.uniform(size=n))
+    _, weights = length_controlled(preference, shorter, np.ones((20, n)), gamed, strength)
+    for w, preferred, characters in zip(weights, preference, shorter, strict=True):
+        own = np.column_stack([np.tanh(characters / characters.std(ddof=1)), difficulty, np.ones(n)])
+        rows = np.vstack([own, np.column_stack([gamed.rows, np.zeros(n)])])
+        error = 1 / (1 + np.exp(-rows @ w)) - np.concatenate([preferred, gamed.preference])
+        slope = strength * rows.T @ (error * np.repeat([1.0, 0.1], n))
+        np.testing.assert_allclose(slope[w != 0], -np.sign(w[w != 0]), atol=1e-5)
+        assert (np.abs(slope[w == 0]) <= 1 + 1e-5).all()
+    assert (weights == 0).any() == (strength < 2.8)
+
+
 def test_counting_a_prompt_twice_is_having_it_twice() -> None:
     rng = np.random.default_rng(0)
     preference, shorter = rng.uniform(size=6), rng.normal(0, 300, size=6)

@@ -65,6 +65,22 @@ def test_a_category_or_a_limit_takes_a_part_and_a_missing_answer_is_one_line(tmp
         read(arena(tmp_path, *places, category="poems"))
 
 
+def test_a_row_of_another_form_is_one_line(tmp_path: Path) -> None:
+    questions, answers = files(tmp_path, ["b", "a"])
+    (tmp_path / "bad.jsonl").write_text('{"uid": "a", "model": "base", "messages": [{"content": "text"}]}\n[]\n')
+    bad = tmp_path / "bad.jsonl"
+    with pytest.raises(ValueError, match=r"eval.questions_path: row 1 of .*bad.jsonl must have uid, prompt"):
+        read(arena(tmp_path, bad, answers))
+    with pytest.raises(ValueError, match=r"eval.baseline_path: row 2 of .*bad.jsonl must have uid, model, messages"):
+        read(arena(tmp_path, questions, bad))
+    bad.write_text("".join(bad.read_text().splitlines(keepends=True)[:1]))
+    with pytest.raises(ValueError, match=r"the last message of a must have a text content.answer"):
+        read(arena(tmp_path, questions, bad, category="hard_prompt"))
+    answers.write_bytes(answers.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"eval.baseline_path must be a text file, maybe gzipped, got .*a.jsonl.gz"):
+        read(arena(tmp_path, questions, answers))
+
+
 def test_a_verdict_is_the_one_label_of_the_answer() -> None:
     def said(text: str) -> str | None:
         return label({"choice": {"text": text}})

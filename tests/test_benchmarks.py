@@ -1,11 +1,13 @@
 """The benchmarks run, at a size that says nothing about speed."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from scipy.stats import binom
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -50,3 +52,16 @@ def test_reuse_forecasts_400_samples_a_prompt_instead_of_785() -> None:
     assert "785 without" in shown  # 5 + 20 + 60 + 100 + 200 + 400
     assert "1.96 without blocks" in shown
     assert "7.00 a prompt, 7 at most, for all pairs at n = 400; 42 unshared" in shown  # the paper's seven points
+
+
+def test_intervals_of_length_controlled_differences_cover_the_truth_and_their_test_keeps_5_percent() -> None:
+    """1,000 trials are the benchmark's own default; 100 have bounds that one in a thousand right methods would miss."""
+    trials = 100
+    shown = told("length_control", "--trials", str(trials), "--prompts", "150", "--resamples", "200")
+    cases = re.findall(r"sd ([\d.]+), width ([\d.]+)\n  covered (\d+) of .*? in (\d+) of", shown)
+    assert len(cases) == 3
+    for number, (spread, width, covered, found) in enumerate(cases):
+        assert int(covered) >= binom.ppf(0.001, trials, 0.94)  # 200 draws cost about one point
+        assert float(width) / (2 * 1.96) == pytest.approx(float(spread), rel=3.1 / (2 * trials) ** 0.5)
+        if number > 0:  # no true difference
+            assert int(found) <= binom.ppf(0.999, trials, 0.05)

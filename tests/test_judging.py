@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,21 @@ def test_a_judge_that_cannot_judge_ends_in_one_line_after_two_answers_at_most(
     assert "0 of 50 answers are kept; the same command asks for the rest" in str(stopped.value)
     assert server.requests == most
     assert not (tmp_path / "scores.parquet").exists()
+
+
+def test_a_judge_that_stops_giving_verdicts_is_not_asked_for_all_the_rest(tmp_path: Path) -> None:
+    with JudgeServer(delay=0.005) as server:
+
+        def spoil() -> None:
+            while server.requests < 20:
+                time.sleep(0.001)
+            server.faults = {"text": 1.0}
+
+        threading.Thread(target=spoil).start()
+        with pytest.raises(ValueError, match=r"40 answers in a row hold no verdict, the last: 'I like both.'"):
+            run(pairs(99), judge(server.url, concurrency=4, attempts=8), tmp_path)
+        assert 40 <= server.counts["text"] <= 40 + 3  # those under way
+        assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == server.counts["answered"]
 
 
 def test_an_unreachable_address_and_a_refused_key_or_model_end_in_one_line(

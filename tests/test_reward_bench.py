@@ -90,5 +90,5 @@ def test_halves_are_disjoint_by_prompt_and_a_limit_cuts_each_source(tmp_path: Pa
     assert halves[0].isdisjoint(halves[1])
     assert len(halves[0] | halves[1]) == 40
     assert len(read(bench(tmp_path, files, limit=7))) == 7
-    with pytest.raises(ValueError, match=r"eval.files.own must be a file in eval.folder, got .*nowhere"):
+    with pytest.raises(ValueError, match=r"eval.files.own must be an existing file, got .*nowhere"):
         read(bench(tmp_path / "nowhere", files))

@@ -14,13 +14,11 @@ from typing import Any
 import pytest
 
 from sweetspot.model import Model
-from sweetspot.schema import PAIRS, REWARDS, SCORES
+from sweetspot.schema import PAIRS, REWARDS
 from sweetspot.store import read_tile
 from tests import tiny
-from tests.judge_server import JudgeServer
 
 ROOT = Path(__file__).parent.parent
-KILLED_CONNECTIONS = 4  # to the judge
 pytestmark = pytest.mark.slow
 
 
@@ -286,61 +284,6 @@ def test_a_run_killed_at_20_random_moments_ends_in_the_same_bytes(tiny_overrides
     assert last == pytest.approx(undisturbed_last, abs=1e-5)
 
 
-def test_a_run_is_judged_by_several_evaluations_and_compared_with_another(
-    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tiny_reward: Path, tmp_path: Path
-) -> None:
-    rows = [{"instruction": f"Say {n}.", "output": f"It is {n}.", "generator": "base"} for n in range(805)]
-    (tmp_path / "baseline.json").write_text(json.dumps(rows))
-    (tmp_path / "df_gamed.csv").write_text("index\n")
-    alpaca = [
-        "eval=alpaca_eval_2",
-        "judge@eval.judge=openai",
-        "eval.judge.name=loopback",
-        "eval.judge.model=judge",
-        "eval.judge.concurrency=4",
-        f"eval.baseline_path={tmp_path}/baseline.json",
-        f"eval.gamed_path={tmp_path}/df_gamed.csv",
-        "eval.limit=6",
-        "sampler@eval.sampler=transformers",
-        "eval.sampler.dtype=float32",
-        "eval.sampler.max_tokens=8",
-        "eval.sampler.tile_prompts=6",
-        "+eval@also.reward=alpaca_eval_2",
-        "judge@also.reward.judge=reward_model",
-        "reward_model@also.reward.judge.reward_model=sequence_classifier",
-        f"also.reward.judge.reward_model.path={tiny_reward}",
-        "also.reward.judge.name=tiny",
-        f"also.reward.baseline_path={tmp_path}/baseline.json",
-        f"also.reward.gamed_path={tmp_path}/df_gamed.csv",
-        "also.reward.limit=6",
-        "sampler@also.reward.sampler=transformers",
-        "also.reward.sampler.dtype=float32",
-        "also.reward.sampler.max_tokens=8",
-        "also.reward.sampler.tile_prompts=6",
-    ]
-    kept = [line for line in tiny_overrides if "eval" not in line]
-    with JudgeServer() as server:
-        url = f"eval.judge.base_url={server.url}"
-        one = finish([*kept, *alpaca, url], finished[0], tmp_path / "one")
-        asked = server.requests
-        two = finish([*kept, *alpaca, url, "strategy=random"], finished[0], tmp_path / "two")
-        again = finish([*kept, *alpaca, url], finished[0], tmp_path / "again")
-        assert asked == 6
-        assert server.requests == 12
-    assert again["made"] == 0
-    judged, rewarded = one["evaluations"]
-    assert (judged["name"], judged["judge"], judged["partial"]) == ("alpaca_eval_2", "loopback", True)
-    assert judged["length_controlled_winrate"] is None
-    assert (rewarded["name"], rewarded["judge"], rewarded["n_prompts"]) == ("reward", "tiny", 6)
-    assert "partial result" in (tmp_path / "one" / "report.html").read_text()
-    manifests = [str(tmp_path / name / "manifest.json") for name in ("one", "two")]
-    command = [sys.executable, "-m", "sweetspot.eval", "compare", *manifests, "--out", str(tmp_path / "out")]
-    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert "alpaca_eval_2 against base by loopback, partial" in shown
-    assert "alpaca_eval_2 against base by tiny, partial" in shown
-    assert two["evaluations"][0]["key"] != judged["key"]
-
-
 def test_a_base_model_is_fine_tuned_before_it_is_sampled_and_only_once(
     tiny_overrides: list[str], tiny_base: Model, tmp_path: Path
 ) -> None:
@@ -390,49 +333,6 @@ def test_bad_conversations_end_a_run_in_one_line_before_anything_is_made(
     assert stopped.returncode == 1
     assert "talk.jsonl line 1 must have an assistant's turn after another's, got turns of user" in output
     assert "Traceback" not in output
-
-
-def test_a_run_that_is_killed_three_times_while_it_is_judged_pays_each_answer_once(
-    finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
-) -> None:
-    """kill -9 of run.py itself; a judge's address belongs to its identity, so one store holds both results."""
-    rows = [{"instruction": f"Say {n}.", "output": f"It is {n}.", "generator": "base"} for n in range(805)]
-    (tmp_path / "baseline.json").write_text(json.dumps(rows))
-    (tmp_path / "df_gamed.csv").write_text("index\n")
-    kept = [line for line in tiny_overrides if "eval" not in line]
-    alpaca = [
-        "eval=alpaca_eval_2",
-        "judge@eval.judge=openai",
-        "eval.judge.name=loopback",
-        "eval.judge.model=judge",
-        f"eval.judge.concurrency={KILLED_CONNECTIONS}",
-        "eval.judge.backoff=0.01",
-        f"eval.baseline_path={tmp_path}/baseline.json",
-        f"eval.gamed_path={tmp_path}/df_gamed.csv",
-        "eval.limit=150",
-        "sampler@eval.sampler=transformers",
-        "eval.sampler.dtype=float32",
-        "eval.sampler.max_tokens=8",
-        "eval.sampler.tile_prompts=50",
-        "eval.resamples=1000",
-    ]
-    with JudgeServer() as server:
-        whole = finish([*kept, *alpaca, f"eval.judge.base_url={server.url}"], finished[0], tmp_path / "whole")
-        needed = server.requests
-    with JudgeServer({"500": 0.05, "429": 0.05, "no_logprobs": 0.02, "html": 0.01, "drop": 0.02}, 0.05) as server:
-        overrides = [*kept, *alpaca, f"eval.judge.base_url={server.url}"]
-        for stop_at in (20, 60, 100):
-            process = start(overrides, finished[0], tmp_path / f"killed_{stop_at}")
-            while server.requests < stop_at:
-                assert process.poll() is None
-                time.sleep(0.005)
-            process.kill()
-            process.communicate()
-        last = finish(overrides, finished[0], tmp_path / "last")
-        assert server.requests <= needed + server.failures + 3 * KILLED_CONNECTIONS
-    tables = [read_tile(finished[0] / run["evaluations"][0]["path"], SCORES)[0] for run in (whole, last)]
-    assert tables[0].equals(tables[1])
-    assert last["evaluations"][0]["spent"]["requests"] < needed
 
 
 def test_no_evaluation_is_skipped(

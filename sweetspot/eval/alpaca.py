@@ -6,7 +6,7 @@ chunks of 128 and OpenAI client are left out: they lose up to a chunk of paid an
 ever and write into the package's folder. `asking.ask` takes their place.
 """
 
-import gzip
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from sweetspot.component import component
 from sweetspot.eval.alpaca_metrics import PROMPTS
-from sweetspot.eval.benchmark import Baseline, Judged
+from sweetspot.eval.benchmark import Baseline, Judged, text_of
 
 HUB = "tatsu-lab/alpaca_eval"
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"  # prompt, order and parser; the model is the judge's own
@@ -58,13 +58,9 @@ def read_baseline(path: Path, limit: int | None) -> Baseline:
 
 
 def _rows(path: Path) -> list[Any]:
-    if not path.is_file():
-        raise ValueError(f"eval.baseline_path must be an existing file, got {path}")
-    content = path.read_bytes()
     try:
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-        rows: Any = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        rows: Any = json.loads(text_of(path, "eval.baseline_path"))
+    except json.JSONDecodeError as error:
         raise ValueError(f"eval.baseline_path must be a JSON file, got {path} ({error})") from None
     if not isinstance(rows, list):
         raise ValueError(f"eval.baseline_path must hold a list of rows, got {type(rows).__name__} in {path}")
@@ -99,6 +95,7 @@ def gamed_file(evaluation: AlpacaEval) -> Path | None:
     return path
 
 
+@functools.cache  # without a network huggingface_hub tries for half a minute
 def from_hub(name: str, revision: str) -> Path | None:
     """A file of AlpacaEval's data set, from the hub or its cache; None where neither has it."""
     from huggingface_hub import hf_hub_download

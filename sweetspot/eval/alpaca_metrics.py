@@ -8,6 +8,7 @@ number, so it is given for the 805 published prompts in their published order an
 
 import contextlib
 import hashlib
+import zlib
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,14 @@ def regulariser(gamed: Path) -> Regulariser:
     """The difficulties and the rows of the two gamed baselines.
 
     Raises:
-        ValueError: for a file without 805 difficulties or without its columns.
+        ValueError: for a file that is no CSV, or without its columns or 805 difficulties.
     """
     import pandas as pd
 
-    frame = pd.read_csv(gamed)
+    try:
+        frame = pd.read_csv(gamed)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise ValueError(f"eval.gamed_path must be a CSV file, got {gamed} ({error})") from None
     needed = {"index", "preference", "std_delta_len", "instruction_difficulty"}
     if not needed <= set(frame.columns):
         raise ValueError(f"eval.gamed_path must have the columns {', '.join(sorted(needed))}, got {gamed}")

@@ -7,17 +7,15 @@ text. Style control is left out: it needs the judgements of all other models of 
 Source: Li et al. 2024, From Crowdsourced Data to High-Quality Benchmarks, 2406.11939.
 """
 
-import gzip
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from sweetspot.component import component
-from sweetspot.eval.benchmark import Baseline, Judged
+from sweetspot.eval.benchmark import Baseline, Judged, text_of
 from sweetspot.eval.judged import preference_of
 from sweetspot.statistics import as_floats, bootstrap_ratio
 
@@ -54,7 +52,7 @@ class ArenaHard(Judged):
         """What the judge is sent beside the pair."""
         text = self.system_prompt
         if self.system_prompt_path is not None:
-            text = _existing(self.system_prompt_path, "eval.system_prompt_path").read_text(encoding="utf-8")
+            text = text_of(self.system_prompt_path, "eval.system_prompt_path")
         return {"system_prompt": text, "max_tokens": self.max_tokens, "temperature": self.temperature}
 
 
@@ -64,12 +62,13 @@ def read(evaluation: ArenaHard) -> Baseline:
     Raises:
         ValueError: one line for a missing file, a bad row, a question that stands there twice or has no baseline.
     """
-    questions = _rows(evaluation.questions_path, "eval.questions_path")
+    questions = _rows(evaluation.questions_path, "eval.questions_path", ("uid", "prompt"))
     if evaluation.category is not None:
         questions = [row for row in questions if row.get("category") == evaluation.category]
     if not questions:
         raise ValueError(f"eval.category must be one of the questions', got {evaluation.category}")
-    answers = {row["uid"]: row for row in _rows(evaluation.baseline_path, "eval.baseline_path")}
+    listed = _rows(evaluation.baseline_path, "eval.baseline_path", ("uid", "model", "messages"))
+    answers = {row["uid"]: row for row in listed}
     lacking = [row["uid"] for row in questions if row["uid"] not in answers]
     if lacking:
         raise ValueError(f"eval.baseline_path must answer every question, {len(lacking)} are missing: {lacking[0]} ...")
@@ -77,26 +76,31 @@ def read(evaluation: ArenaHard) -> Baseline:
     if len(set(prompts)) < len(prompts):
         raise ValueError(f"eval.questions_path must have every question once, got {evaluation.questions_path}")
     kept = questions[: evaluation.limit]
-    outputs = [answers[row["uid"]]["messages"][-1]["content"]["answer"] for row in kept]
+    outputs = [_answer(answers[row["uid"]]) for row in kept]
     return Baseline(str(answers[kept[0]["uid"]]["model"]), [row["prompt"] for row in kept], outputs, len(questions))
 
 
-def _rows(path: str, at: str) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, maybe gzipped; lines end at \\n alone (the texts hold other line separators)."""
-    file = _existing(path, at)
-    content = file.read_bytes()
-    text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8")
+def _rows(path: str, at: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, each with these fields; lines end at \\n alone (the texts hold other separators)."""
     try:
-        return [json.loads(line) for line in text.split("\n") if line]
+        rows = [json.loads(line) for line in text_of(path, at).split("\n") if line]
     except json.JSONDecodeError as error:
         raise ValueError(f"{at} must be a JSONL file, got {path} ({error})") from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or not set(names) <= row.keys():
+            raise ValueError(f"{at}: row {number} of {path} must have {', '.join(names)}")
+    return rows
 
 
-def _existing(path: str, at: str) -> Path:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ValueError(f"{at} must be an existing file, got {path}")
-    return file
+def _answer(row: Mapping[str, Any]) -> str:
+    """The text that an answer's last message holds."""
+    try:
+        text = row["messages"][-1]["content"]["answer"]
+    except (LookupError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise ValueError(f"eval.baseline_path: the last message of {row['uid']} must have a text content.answer")
+    return text
 
 
 def annotate(

@@ -22,6 +22,7 @@ from sweetspot.eval.judge import OpenAIJudge
 TRANSIENT = (408, 409, 425, 429)  # and every 5xx
 LONGEST_PAUSE = 60.0  # seconds
 TEST_ANSWERS = 2  # answers without a verdict, each paid, after which the test request gives the judge up
+VAIN_ANSWERS = 40  # in a row over all connections, after which a judge that passed the test is given up
 Verdict = Callable[[Mapping[str, Any]], float | None]
 Progress = Callable[[int, int, float], None]
 
@@ -60,12 +61,14 @@ def ask(
         The answers, and {"requests", "retried", "unusable", "tokens_in", "tokens_out", "price"} of this call.
 
     Raises:
+        ValueError: when something is missing and the judge cannot be asked at all (`OpenAIJudge.check`).
         JudgeError: when the judge refuses, keeps failing, or leaves requests without a verdict: all or it fails.
     """
     wanted = {request_key(body): body for body in (sent(body, judge) for body in bodies)}
     session = _Session(judge, answers, verdict, max_cost, len(wanted), progress)
     missing = [key for key in wanted if key not in answers.by_key]
     if missing:
+        judge.check()
         asyncio.run(session.run([(key, wanted[key]) for key in missing]))
     left = [key for key in wanted if key not in answers.by_key]
     if session.stopped or left:
@@ -95,26 +98,26 @@ class _Session:
         self.judge, self.answers, self.verdict, self.max_cost = judge, answers, verdict, max_cost
         self.needed, self.progress = needed, progress
         self.stopped: str | None = None
+        self._vain = 0  # answers without a verdict since the last one with
         self.spent: dict[str, Any] = dict.fromkeys(("requests", "retried", "unusable", "tokens_in", "tokens_out"), 0)
         self.spent["price"] = 0.0
-        self._client = openai.AsyncOpenAI(
-            api_key=judge.key(), base_url=judge.base_url, max_retries=0, timeout=judge.timeout
-        )
 
     async def run(self, requests: list[tuple[str, dict[str, Any]]]) -> None:
         """Ask the first, then the others, `concurrency` at a time."""
-        waiting = list(reversed(requests))
+        waiting, judge = list(reversed(requests)), self.judge
+        client = openai.AsyncOpenAI(api_key=judge.key(), base_url=judge.base_url, max_retries=0, timeout=judge.timeout)
 
         async def connection() -> None:
             while waiting and not self.stopped:
                 await self._settle(*waiting.pop())
 
-        async with self._client:
+        async with client as self._client:
             await self._settle(*waiting.pop(), test=True)
             await asyncio.gather(*(connection() for _ in range(min(self.judge.concurrency, len(waiting)))))
 
     async def _settle(self, key: str, body: dict[str, Any], test: bool = False) -> None:
-        """Ask until there is a verdict; a fault of the last attempt stops everything, no verdict only in the test."""
+        """Ask until there is a verdict; a fault of the last attempt stops everything, no verdict only in the test or
+        after many in a row."""
         unusable = 0
         for attempt in range(self.judge.attempts):
             if self.stopped:
@@ -132,12 +135,16 @@ class _Session:
                 self.stopped = str(error)
                 return
             if self.verdict(answer) is not None:
+                self._vain = 0
                 self.answers.add(key, answer)
                 self.progress(len(self.answers.by_key), self.needed, self.spent["price"])
                 return
             self.spent["unusable"] += 1
             self.answers.set_aside(key, answer)
             unusable += 1
+            self._vain += 1
+            if self._vain == VAIN_ANSWERS:
+                self.stopped = f"{self._vain} answers in a row hold no verdict, the last: {_shown(answer)}"
             if test and (unusable == TEST_ANSWERS or attempt + 1 == self.judge.attempts):
                 self.stopped = f"the test request was answered without a verdict: {_shown(answer)}"
 

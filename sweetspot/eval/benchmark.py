@@ -1,6 +1,9 @@
-"""What the judged benchmarks have in common."""
+"""What the benchmarks have in common."""
 
+import gzip
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -39,3 +42,19 @@ class Baseline:
     def prompt_ids(self) -> list[str]:
         """The prompts' ids."""
         return [prompt_id([{"role": "user", "content": text}]) for text in self.instructions]
+
+
+def text_of(path: str | Path, at: str) -> str:
+    """The text of a file, gunzipped where its name ends in .gz; `at` is the key that names it.
+
+    Raises:
+        ValueError: one line for a missing or unreadable file.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{at} must be an existing file, got {path}")
+    try:
+        content = file.read_bytes()
+        return (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{at} must be a text file, maybe gzipped, got {path} ({error})") from None

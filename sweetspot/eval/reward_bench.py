@@ -1,6 +1,5 @@
 """How often a reward model agrees with preferences that others made, beside "the longer one wins"."""
 
-import gzip
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from sweetspot.component import component
+from sweetspot.eval.benchmark import text_of
 from sweetspot.reward_model import RewardModel
 from sweetspot.statistics import Floats, Interval, as_floats, bootstrap_ratio
 
@@ -67,11 +67,9 @@ def read(evaluation: RewardBench) -> list[Pair]:
     """
     found: list[Pair] = []
     for source, name in evaluation.files.items():
-        path = Path(evaluation.folder).expanduser() / name
-        if not path.is_file():
-            raise ValueError(f"eval.files.{source} must be a file in eval.folder, got {path}")
+        listed = rows(source, Path(evaluation.folder) / name)
         pairs = [
-            pair for pair in dict.fromkeys(of_rows(source, rows(path))) if pair.chosen.strip() != pair.rejected.strip()
+            pair for pair in dict.fromkeys(of_rows(source, listed)) if pair.chosen.strip() != pair.rejected.strip()
         ]
         if evaluation.half is not None:
             pairs = [pair for pair in pairs if pair.bucket("half ", 2) == evaluation.half]
@@ -82,13 +80,16 @@ def read(evaluation: RewardBench) -> list[Pair]:
     return found
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
+def rows(source: str, path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON or JSONL file, maybe gzipped."""
-    content = path.read_bytes()
-    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-    if ".jsonl" in path.name:
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    return json.loads(text)
+    at = f"eval.files.{source}"
+    text = text_of(path, at)
+    try:
+        if ".jsonl" in path.name:
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{at} must be a JSON or JSONL file, got {path} ({error})") from None
 
 
 def of_rows(source: str, listed: Sequence[Mapping[str, Any]]) -> Iterator[Pair]:

@@ -6,7 +6,7 @@ rest, and records how much it made and reused. Nothing here imports torch, vLLM 
 
 from sweetspot.stages.adaptive import sample_adaptively
 from sweetspot.stages.cautions import bias, cautions
-from sweetspot.stages.evaluation import bench, check, evaluate
+from sweetspot.stages.evaluation import bench, check, evaluate, try_judges
 from sweetspot.stages.imported import imported
 from sweetspot.stages.pairs import Pairs, select
 from sweetspot.stages.policy import Policy, check_training, train
@@ -42,4 +42,5 @@ __all__ = [
     "text_codes",
     "token_counts",
     "train",
+    "try_judges",
 ]

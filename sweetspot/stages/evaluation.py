@@ -1,18 +1,27 @@
 """Evaluating: the policy samples other prompts, and somebody says how good the answers are."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sweetspot.dpo import DeepSpeed
 from sweetspot.eval import AlpacaEval, ArenaHard, HeldOut, IFEval, LmEval, RewardBench, ifeval, reward_bench
 from sweetspot.stages.checked import benched, checked, measured
 from sweetspot.stages.held_out import held_out
-from sweetspot.stages.judged import judged, preflight
+from sweetspot.stages.judged import judged, preflight, tested
+from sweetspot.stages.prepare import prepare
 from sweetspot.stages.run import Run
 from sweetspot.stages.subject import Evaluation, Subject
 
 
-def evaluate(name: str, evaluation: Any, subject: Subject, run: Run) -> Evaluation:
-    """What the evaluation of that name finds about the policy."""
+def evaluate(evaluations: Mapping[str, Any], subject: Subject, deepspeed: DeepSpeed, run: Run) -> Iterator[Evaluation]:
+    """What each evaluation that is one of policies finds about the policy."""
+    for name, one in evaluations.items():
+        if not isinstance(one, RewardBench):
+            yield _found(name, prepare(one, deepspeed, run), subject, run)
+
+
+def _found(name: str, evaluation: Any, subject: Subject, run: Run) -> Evaluation:
     match evaluation:
         case HeldOut():
             return held_out(name, evaluation, subject, run)
@@ -26,9 +35,11 @@ def evaluate(name: str, evaluation: Any, subject: Subject, run: Run) -> Evaluati
             raise TypeError(f"no stage evaluates by {type(evaluation).__name__}")
 
 
-def bench(name: str, evaluation: RewardBench, run: Run) -> Evaluation:
-    """What the evaluation of that name finds about a reward model."""
-    return benched(name, evaluation, run)
+def bench(evaluations: Mapping[str, Any], deepspeed: DeepSpeed, run: Run) -> Iterator[Evaluation]:
+    """What each evaluation that is one of reward models finds."""
+    for name, one in evaluations.items():
+        if isinstance(one, RewardBench):
+            yield benched(name, prepare(one, deepspeed, run), run)
 
 
 def check(evaluations: Mapping[str, Any]) -> list[str]:
@@ -44,3 +55,13 @@ def check(evaluations: Mapping[str, Any]) -> list[str]:
             reward_bench.read(one)
     asked = [(name, one) for name, one in evaluations.items() if isinstance(one, AlpacaEval | ArenaHard)]
     return [line for name, one in asked for line in preflight(name, one)]
+
+
+def try_judges(evaluations: Mapping[str, Any], run: Run) -> None:
+    """Have the judges that these evaluations pay tested before the run's first worker starts.
+
+    A run that makes nothing starts none, and so needs no judge.
+    """
+    for name, one in evaluations.items():
+        if isinstance(one, AlpacaEval | ArenaHard):
+            run.before[name] = functools.partial(tested, name, one, run)

@@ -24,19 +24,20 @@ from sweetspot.stages.subject import Evaluation, Subject
 from sweetspot.store import read_tile, write_tile
 
 JUDGE_PROMPT_CHARACTERS = 1400  # of alpaca-eval's template around a pair
+TEST_RESPONSE = "I do not know."  # beside the baseline's, which must differ: equal ones are a draw that nobody is asked
 
 
 def judged(name: str, evaluation: AlpacaEval | ArenaHard, subject: Subject, run: Run) -> Evaluation:
     """The judge's comparison of the policy with the benchmark's baseline, all prompts or none.
 
     Raises:
-        ValueError: before anything is sampled, for what the judge or the benchmark lacks; one line.
+        ValueError: for a benchmark whose files cannot be used; one line.
+        WorkerError: for a judge that cannot go on; what was answered is kept.
     """
     started = time.monotonic()
     baseline, gamed = source(evaluation)
     sampler = dataclasses.replace(evaluation.sampler, tile_samples=1)
-    settings = evaluation.settings() if isinstance(evaluation, ArenaHard) else {}
-    kind = kind_of(evaluation)
+    settings, kind = settings_of(evaluation), kind_of(evaluation)
     compared = [kind, evaluation.version, identity(evaluation.judge), identity(subject.policy), identity(sampler)]
     content = [baseline.instructions, baseline.outputs, digest(gamed) if gamed else None, evaluation.resamples]
     made_key = key(*compared, settings, content)
@@ -44,32 +45,75 @@ def judged(name: str, evaluation: AlpacaEval | ArenaHard, subject: Subject, run:
     path = run.store.artefact("scores", made_key, provenance) / "scores.parquet"
     made = bool(run.missing([path], SCORES))
     if made:
-        if isinstance(evaluation.judge, OpenAIJudge):
-            evaluation.judge.check()
-        answers = run.store.artefact("judgements", key(*compared, settings), provenance) / "answers.jsonl"
-        pairs = path.with_name("pairs.parquet")
         responses = respond(name, baseline.instructions, subject, sampler, run)
         preferences = rewarded(name, evaluation.judge, baseline, responses, run)
-        write_tile(pairs, pairings(baseline, responses, preferences), {})
-        job = {
-            "benchmark": kind,
-            "settings": settings,
-            "judge": None if isinstance(evaluation.judge, RewardJudge) else to_config(evaluation.judge),
-            "label": evaluation.judge.name,
-            "pairs": str(pairs),
-            "answers": str(answers),
-            "scores": str(path),
-            "gamed": str(gamed) if gamed else None,
-            "max_cost": evaluation.max_cost,
-            "resamples": evaluation.resamples,
-            "seed": sampler.seed,
-            "store": str(run.store.root),
-            "facts": facts(evaluation, baseline),
-        }
-        run.work(f"judge {name}", "sweetspot.eval.worker", job)
+        write_tile(path.with_name("pairs.parquet"), pairings(baseline, responses, preferences), {})
+    run.before.pop(name, None)  # from here on only answers that are missing need the judge, and the worker knows which
+    if made:
+        answers = run.store.artefact("judgements", key(*compared, settings), provenance)
+        job = job_of(evaluation, answers, path, run)
+        about = {"gamed": str(gamed) if gamed else None, "facts": facts(evaluation, baseline)}
+        run.work(f"judge {name}", "sweetspot.eval.worker", {**job, **about})
     metrics = read_tile(path, SCORES)[1]
     run.did(f"evaluate {name}", "evaluations", int(made), int(not made), started)
     return Evaluation(name, kind, made_key, str(path.relative_to(run.store.root)), metrics)
+
+
+def job_of(evaluation: AlpacaEval | ArenaHard, answers: Path, scores: Path, run: Run) -> dict[str, Any]:
+    """The judging worker's job, without what belongs to the whole benchmark.
+
+    Args:
+        answers: the folder where answers are kept.
+        scores: the table to write; the pairs lie beside it.
+    """
+    return {
+        "benchmark": kind_of(evaluation),
+        "settings": settings_of(evaluation),
+        "judge": None if isinstance(evaluation.judge, RewardJudge) else to_config(evaluation.judge),
+        "label": evaluation.judge.name,
+        "pairs": str(scores.with_name("pairs.parquet")),
+        "answers": str(answers / "answers.jsonl"),
+        "scores": str(scores),
+        "gamed": None,
+        "max_cost": evaluation.max_cost,
+        "resamples": evaluation.resamples,
+        "seed": evaluation.sampler.seed,
+        "store": str(run.store.root),
+        "facts": {},
+    }
+
+
+def tested(name: str, evaluation: AlpacaEval | ArenaHard, run: Run) -> None:
+    """Ask a paid judge for its models, and have it judge one pair, unless it did so before.
+
+    The pair is the benchmark's first prompt with the baseline's response and a made-up one. It takes one request, two
+    where both orders are asked, and is paid once a judge, benchmark and store.
+
+    Raises:
+        ValueError: for a judge without its key, at an address that does not answer or does not serve it; one line.
+        WorkerError: for one that refuses, keeps failing or answers without a verdict; one line.
+    """
+    judge = evaluation.judge
+    if not isinstance(judge, OpenAIJudge):
+        return
+    judge.check()
+    started = time.monotonic()
+    whole = baseline_of(evaluation)
+    first = dataclasses.replace(whole, instructions=whole.instructions[:1], outputs=whole.outputs[:1])
+    pair = pairings(first, [TEST_RESPONSE], [None])
+    asked = key("test", kind_of(evaluation), identity(judge), settings_of(evaluation), pair.to_pylist())
+    folder = run.store.artefact("judgements", asked, {"evaluation": to_config(evaluation)})
+    path = folder / "scores.parquet"
+    made = bool(run.missing([path], SCORES))
+    if made:
+        write_tile(path.with_name("pairs.parquet"), pair, {})
+        run.work(f"test the judge of {name}", "sweetspot.eval.worker", job_of(evaluation, folder, path, run))
+    run.did(f"test the judge of {name}", "judgements", int(made), int(not made), started)
+
+
+def settings_of(evaluation: AlpacaEval | ArenaHard) -> dict[str, Any]:
+    """What the judge is sent beside a pair, where the benchmark lets it be chosen."""
+    return evaluation.settings() if isinstance(evaluation, ArenaHard) else {}
 
 
 def kind_of(evaluation: AlpacaEval | ArenaHard) -> str:
@@ -79,9 +123,14 @@ def kind_of(evaluation: AlpacaEval | ArenaHard) -> str:
 
 def source(evaluation: AlpacaEval | ArenaHard) -> tuple[Baseline, Path | None]:
     """The prompts with the baseline's responses, and the file of difficulties where there is one."""
+    return baseline_of(evaluation), None if isinstance(evaluation, ArenaHard) else alpaca.gamed_file(evaluation)
+
+
+def baseline_of(evaluation: AlpacaEval | ArenaHard) -> Baseline:
+    """The prompts with the baseline's responses."""
     if isinstance(evaluation, ArenaHard):
-        return arena.read(evaluation), None
-    return alpaca.read_baseline(alpaca.baseline_file(evaluation), evaluation.limit), alpaca.gamed_file(evaluation)
+        return arena.read(evaluation)
+    return alpaca.read_baseline(alpaca.baseline_file(evaluation), evaluation.limit)
 
 
 def facts(evaluation: AlpacaEval | ArenaHard, baseline: Baseline) -> dict[str, Any]:
@@ -174,8 +223,7 @@ def preflight(name: str, evaluation: AlpacaEval | ArenaHard) -> list[str]:
     """What a user should know before a run that ends in a judged benchmark; files are read, and nothing is paid.
 
     Raises:
-        ValueError: for a file that cannot be used, a price above `max_cost`, or a judge without its key, at an address
-            that does not answer, or that the address does not serve; one line.
+        ValueError: for a file that cannot be used, or a price above `max_cost`; one line.
     """
     baseline, gamed = source(evaluation)
     told = length_control(name, baseline, gamed) if isinstance(evaluation, AlpacaEval) else []
@@ -193,9 +241,7 @@ def preflight(name: str, evaluation: AlpacaEval | ArenaHard) -> list[str]:
     what = f"{plan['requests']:,} requests, about {plan['tokens']:,} tokens and at most {plan['price']:.2f} USD"
     if evaluation.max_cost is not None and plan["price"] > evaluation.max_cost:
         raise ValueError(f"eval.max_cost must cover judging by {judge.name} ({what}), got {evaluation.max_cost:g}")
-    told.append(f"{name}: judging by {judge.name} takes {what}, if answers are as long as the baseline's")
-    judge.check()
-    return told
+    return [*told, f"{name}: judging by {judge.name} takes {what}, if answers are as long as the baseline's"]
 
 
 def length_control(name: str, baseline: Baseline, gamed: Path | None) -> list[str]:

@@ -29,13 +29,18 @@ class Stage:
 
 @dataclasses.dataclass
 class Run:
-    """One run: where its artefacts and files lie, how its workers are started, and what its stages did so far."""
+    """One run: where its artefacts and files lie, how its workers are started, and what its stages did so far.
+
+    Attributes:
+        before: checks, by name, that are made once before the first worker starts: what would else fail hours later.
+    """
 
     store: Store
     folder: Path
     launch: Launch
     log: Sink
     remake_corrupt: bool
+    before: dict[str, Callable[[], None]] = dataclasses.field(default_factory=dict[str, Callable[[], None]])
     stages: list[Stage] = dataclasses.field(default_factory=list[Stage])
     began: list[float] = dataclasses.field(default_factory=list[float])  # when each stage did, of time.monotonic()
 
@@ -43,6 +48,7 @@ class Run:
         self, title: str, module: str, job: Mapping[str, Any], environment: Mapping[str, str] | None = None
     ) -> None:
         """Run a worker in a process of its own; its metrics go to the logger."""
+        self._begin()
         own = {**self.launch.environment(), **(environment or {})}
         launch.run(module, job, self._job_folder(title), own, self.log.log)
 
@@ -64,6 +70,7 @@ class Run:
         Returns:
             How many tiles this run's workers placed.
         """
+        self._begin()
         workers = [{**own, **(environment or {})} for own in self.launch.workers(group)[:missing]]
         job = {**job, "lease_seconds": self.launch.lease_seconds}
         return launch.run_workers(module, job, self._job_folder(title), workers, self.log.log)
@@ -84,6 +91,7 @@ class Run:
         """
         if not deepspeed.stage and ranks.total(self.launch) == 1:
             return self.work(title, module, job, environment)
+        self._begin()
         more = {**environment, **(ranks.deepspeed_environment() if deepspeed.stage else {})}
         own = [{**one, **more} for one in ranks.environments(self.launch)]
         timeout = self.launch.timeout_seconds
@@ -98,6 +106,10 @@ class Run:
             self.train(title, module, {"deepspeed": {"stage": deepspeed.stage}}, deepspeed, environment, folder.exists)
         while not folder.exists():  # rank 0 has trained, and its node is about to put the model into its place
             time.sleep(launch.POLL_SECONDS)
+
+    def _begin(self) -> None:
+        while self.before:
+            self.before.pop(next(iter(self.before)))()
 
     def _job_folder(self, title: str) -> Path:
         return self.folder / "jobs" / f"{len(self.stages):02d}-{title.replace(' ', '-')}"
