@@ -14,10 +14,10 @@ from sweetspot.sweep import folder as folders
 from sweetspot.sweep import job as jobs
 from sweetspot.sweep.check import check_seen, file_system, gpus_of
 from sweetspot.sweep.folder import Attempt, Job, Status, Sweep
-from sweetspot.sweep.launcher import Shape, Slurm
+from sweetspot.sweep.launcher import Local, Shape, Slurm
 from sweetspot.sweep.launching import Asked, written
 from sweetspot.sweep.outcome import outcomes
-from sweetspot.sweep.points import axes, check_axes, own, point_name, run_name, sweep_name
+from sweetspot.sweep.points import axes, check_axes, composed, own, point_name, run_name, sweep_name
 from sweetspot.sweep.submit import hand_over, parameters, python_command, told_by
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +56,7 @@ def test_choices_ranges_and_globs_are_axes() -> None:
     assert axes(["a=1,2", "b=[1,2]", "c=glob(x*)", "d=range(1,3)", "e='1,2'", "f=choice(a,b)"]) == ["a", "c", "d", "f"]
 
 
-def composed(point: Any) -> dict[str, Any]:
+def plain(point: Any) -> dict[str, Any]:
     values = dict(word.split("=") for word in point)
     launch = {"_target_": "sweetspot.launch.Launch", "threads": 1, "devices": None, "lease_seconds": 60.0}
     return {
@@ -69,12 +69,17 @@ def composed(point: Any) -> dict[str, Any]:
 def test_an_axis_that_changes_no_result_is_named() -> None:
     points = [[f"n={n}", f"threads={threads}"] for n in (5, 20) for threads in (1, 2)]
     with pytest.raises(ValueError, match=r"threads: an axis .* threads=1 and threads=2 make the same"):
-        check_axes(points, ["n", "threads"], composed)
-    check_axes([["n=5"], ["n=20"]], ["n"], composed)
+        check_axes(composed(points, plain), ["n", "threads"])
+    check_axes(composed([["n=5"], ["n=20"]], plain), ["n"])
 
 
 def sweep_in(folder: Path, *sets: Job) -> Sweep:
-    local = {"_target_": "sweetspot.sweep.launcher.Local", "plan": "simple", "dry_run": False}
+    local = {
+        "_target_": "sweetspot.sweep.launcher.Local",
+        "dry_run": False,
+        "calibration": "none",
+        "price_per_device_hour": None,
+    }
     return Sweep(folder, "python run.py -m", "2026-01-01", "/run.py", str(folder), local, "simple", None, sets)
 
 
@@ -92,8 +97,12 @@ def test_a_second_sweep_keeps_the_jobs_of_the_first_and_adds_its_own(tmp_path: P
     first = sweep_in(tmp_path, Job(0, "n=5", ("n=5", "seed=1")), Job(1, "n=20", ("n=20", "seed=1")))
     folders.write(first)
     points = [["n=20", "seed=1"], ["n=50", "seed=1"]]
-    asked = Asked(tmp_path, "again", Path("/run.py"), first.launcher, ["n=20,50", "seed=1"], points, composed)
-    assert written(asked, ["n"], "simple").jobs == (*first.jobs, Job(2, "n=50", ("n=50", "seed=1")))
+    asked = Asked(tmp_path, "again", Path("/run.py"), first.launcher, ["n=20,50", "seed=1"], points, plain)
+    local = Local(dry_run=False, calibration="none", price_per_device_hour=None)
+    assert written(asked, ["n"], local, composed(points, plain)).jobs == (
+        *first.jobs,
+        Job(2, "n=50", ("n=50", "seed=1")),
+    )
 
 
 def test_a_job_that_says_it_runs_but_has_no_process_was_killed(tmp_path: Path) -> None:
@@ -150,6 +159,7 @@ def slurm(**changes: Any) -> Slurm:
         ["partition", "account", "qos", "constraint", "reservation", "exclude", "dependency", "container"]
     )
     rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "pool_jobs": 1, "setup": []}
+    rest |= {"calibration": "none", "price_per_device_hour": None}
     limits: dict[str, Any] = {"array_parallelism": 8, "signal_seconds": 30, "requeues": 3, "shared": None, "more": {}}
     pool = Shape(gpus=1, cpus=8, memory_gb=None, minutes=30)
     return Slurm(**{**none, **rest, **limits, **shape, "python": None, "pool": pool, **changes})

@@ -15,6 +15,7 @@ from sweetspot.sweep.command import main, stage
 from sweetspot.sweep.folder import Attempt, Job, Status, Sweep
 
 LOCAL = {"_target_": "sweetspot.sweep.launcher.SubmititLocal", "dry_run": False, "wait": True}
+LOCAL |= {"calibration": "none", "price_per_device_hour": None}
 
 
 def sweep_of(folder: Path, names: list[str]) -> Sweep:

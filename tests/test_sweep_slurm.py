@@ -57,6 +57,7 @@ def launcher(**changes: Any) -> dict[str, Any]:
         ["partition", "account", "qos", "constraint", "reservation", "exclude", "dependency", "container", "python"]
     )
     rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "pool_jobs": 1, "setup": []}
+    rest |= {"calibration": "none", "price_per_device_hour": None}
     limits: dict[str, Any] = {"array_parallelism": 8, "signal_seconds": 30, "requeues": 3, "shared": None, "more": {}}
     pool = {"_target_": "sweetspot.sweep.launcher.Shape", **shape}
     return {"_target_": "sweetspot.sweep.launcher.Slurm", **none, **rest, **limits, **shape, "pool": pool, **changes}

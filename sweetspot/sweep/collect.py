@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweetspot.manifest import flat_metrics
+from sweetspot.sweep import folder as folders
 from sweetspot.sweep.folder import Sweep
+from sweetspot.sweep.forecast import STAGES
 from sweetspot.sweep.outcome import Outcome
 
 SHOWN = ("job", "standing", "reason", "kept", "chosen_z", "rejected_z", "margin", "log")
+OTHERS = {"select": "start and end", "sft": "prepare"}
 PAIRS = ("kept", "chosen_z", "rejected_z", "margin")
 
 
@@ -50,6 +54,34 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     scratch.write_text(markdown(SHOWN, table))
     scratch.replace(page)
     return [parquet, page]
+
+
+def stage_seconds(sweep: Sweep, numbers: Sequence[int]) -> dict[str, float] | None:
+    """What the stages of these jobs took, summed over them, by the names of a forecast; None until all are there.
+
+    "start and end" is what the last turn of a job took beside its stages.
+    """
+    found = dict.fromkeys(STAGES, 0.0)
+    for job in sweep.jobs:
+        if job.number not in numbers:
+            continue
+        status, path = folders.read_status(sweep.path(job)), sweep.path(job) / "manifest.json"
+        if status is None or status.ended is None or status.state != "done" or not path.exists():
+            return None
+        stages = json.loads(path.read_text())["stages"]
+        for stage in stages:
+            found[_stage(stage["name"])] += stage["seconds"]
+        whole = datetime.fromisoformat(status.ended) - datetime.fromisoformat(status.started)
+        found["start and end"] += whole.total_seconds() - sum(stage["seconds"] for stage in stages)
+    return found
+
+
+def _stage(name: str) -> str:
+    """The forecast's stage of one that a manifest names: further turns of adaptive sampling count as the first."""
+    first, _, rest = name.partition(" ")
+    return (
+        first if first in STAGES and (not rest or rest.isdecimal() or rest == "check") else OTHERS.get(name, "evaluate")
+    )
 
 
 def markdown(columns: Sequence[str], table: Sequence[Mapping[str, Any]]) -> str:

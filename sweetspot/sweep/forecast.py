@@ -121,6 +121,11 @@ class Forecast:
         return seconds
 
     @property
+    def seconds(self) -> dict[str, float]:
+        """Of each stage, summed over the jobs."""
+        return {name: spent.seconds for name, spent in self.stages.items()}
+
+    @property
     def device_hours(self) -> float:
         """Of all stages."""
         return sum(spent.device_seconds for spent in self.stages.values()) / 3600
@@ -142,7 +147,8 @@ def lines(forecast: Forecast, price: float | None, calibration: str) -> Iterator
     hours = forecast.device_hours
     total = sum(spent.bytes for spent in forecast.stages.values())
     cost = "" if price is None else f", {hours * price:,.2f} at {price:g} a device-hour"
-    yield f"in all    {_hours(hours)} device-hours{cost}; {_bytes(total)}; the longest job {forecast.longest / 60:.1f} minutes"
+    longest = f"the longest job {forecast.longest / 60:.1f} minutes"
+    yield f"in all    {_hours(hours)} device-hours{cost}; {_bytes(total)}; {longest}"
     if forecast.calibration.rates:
         yield f"measured  {forecast.calibration.measured} ({calibration})"
     else:

@@ -14,9 +14,11 @@ from sweetspot.component import build
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep.check import check
 from sweetspot.sweep.folder import Job, Sweep
+from sweetspot.sweep.forecast import lines
 from sweetspot.sweep.launcher import Launcher, Local, Slurm
 from sweetspot.sweep.outcome import Outcome, outcomes
-from sweetspot.sweep.points import axes, check_axes, key_of, point_name, pool_points
+from sweetspot.sweep.planning import forecast
+from sweetspot.sweep.points import Composed, axes, check_axes, composed, key_of, point_name, pool_points, result_key
 from sweetspot.sweep.submit import submit
 
 POLL_SECONDS = 2.0
@@ -62,19 +64,30 @@ def launch(asked: Asked) -> Sweep:
     if not asked.points:
         swept = [one for one in asked.task if key_of(one) in axes(asked.task)]
         raise ValueError(f"a sweep must have at least one point, got none from {' '.join(swept) or 'the sweeper'}")
-    check_axes(asked.points, keys, asked.compose)
+    known = composed(asked.points, asked.compose)
+    if not any(known.values()):
+        result_key(asked.compose(asked.points[0]))  # raises what is wrong with the first, and so with all
+    check_axes(known, keys)
     if isinstance(launcher, Slurm):
-        store = Path(str(asked.compose(asked.points[0])["store"]))
+        store = next(Path(str(one.config["store"])) for one in known.values() if one)
         check(launcher, {"store": store, "hydra.sweep.dir": asked.folder, "run.py": asked.program.parent})
-    sweep = written(asked, keys, launcher)
+    sweep = written(asked, keys, launcher, known)
     standing = outcomes(sweep)
     wanted = [job.number for job in sweep.jobs if _wanted(standing[job.number])]
     _tell(sweep, standing, wanted)
+    found, left_out = forecast([job for job in sweep.jobs if job.number in wanted], known, asked.compose, launcher)
+    for line in (
+        *lines(found, launcher.price_per_device_hour, launcher.calibration),
+        *(f"left out  {one}" for one in left_out),
+    ):
+        print(line, flush=True)
     if launcher.dry_run:
         return sweep
     sweep.folder.mkdir(parents=True, exist_ok=True)
     provenance.keep(sweep.folder, [asked.command])
     provenance.link_latest(sweep.folder)
+    if wanted:
+        folders.write_forecast(sweep.folder, wanted, found.seconds)
     sweep = submit(sweep, wanted)
     if isinstance(launcher, Local) or launcher.wait:
         follow(sweep)
@@ -89,8 +102,17 @@ def varying(asked: Asked) -> list[str]:
     return list(dict.fromkeys(key_of(one) for point in asked.points for one in point if key_of(one) not in constant))
 
 
-def written(asked: Asked, keys: Sequence[str], launcher: Launcher) -> Sweep:
-    """The sweep that is asked for, with the jobs that its folder has already; nothing is written yet."""
+def written(
+    asked: Asked, keys: Sequence[str], launcher: Launcher, known: Mapping[tuple[str, ...], Composed | None]
+) -> Sweep:
+    """The sweep that is asked for, with the jobs that its folder has already; nothing is written yet.
+
+    Args:
+        asked: for.
+        keys: its axes.
+        launcher: where it runs.
+        known: its points, composed.
+    """
     plan = launcher.plan if isinstance(launcher, Slurm) else "simple"
     before = folders.read(asked.folder).jobs if (asked.folder / "jobs.json").exists() else ()
     there = {frozenset(job.overrides): job for job in before if job.part == "run"}
@@ -103,7 +125,7 @@ def written(asked: Asked, keys: Sequence[str], launcher: Launcher) -> Sweep:
             there[frozenset(point)] = added[-1]
     pools: list[Job] = []
     if isinstance(launcher, Slurm) and launcher.plan == "pooled":
-        pools = _pools(asked, before, number + len(added), launcher.pool_jobs)
+        pools = _pools(known, before, number + len(added), launcher.pool_jobs)
     merged = [*before, *pools, *added]
     return Sweep(
         folder=asked.folder.resolve(),
@@ -118,11 +140,13 @@ def written(asked: Asked, keys: Sequence[str], launcher: Launcher) -> Sweep:
     )
 
 
-def _pools(asked: Asked, before: Sequence[Job], number: int, count: int) -> list[Job]:
+def _pools(
+    known: Mapping[tuple[str, ...], Composed | None], before: Sequence[Job], number: int, count: int
+) -> list[Job]:
     """The jobs that fill the shared pools and are not in the sweep yet, numbered from `number`."""
     there = [job for job in before if job.part == "pool"]
-    known = {job.overrides for job in there}
-    wanted = [one for one in pool_points(asked.points, asked.compose) if one not in known for _ in range(count)]
+    old = {job.overrides for job in there}
+    wanted = [one for one in pool_points(known) if one not in old for _ in range(count)]
     return [Job(number + place, f"pool-{len(there) + place}", one, part="pool") for place, one in enumerate(wanted)]
 
 

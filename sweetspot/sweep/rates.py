@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sweetspot.component import canonical_json
 
 VERSION = 1
-Kind = Literal["prepare", "sample", "score", "reference", "train", "job"]
+Kind = Literal["prepare", "sample", "score", "reference", "train", "evaluate", "job"]
 # fields of the components that change nothing about the time that a token takes
 SAMPLER = frozenset(
     {
@@ -32,7 +32,8 @@ class Rate:
     """What work of one kind takes on one device.
 
     Attributes:
-        kind: of work; "job" is what a run takes beside its stages, "prepare" the making of the embedded model.
+        kind: of work; "job" is what a run takes beside its stages, "prepare" the making of the embedded model,
+            "evaluate" what an evaluation computes beside its workers.
         of: what was measured, as `label` says it; "" is assumed of anything.
         start: seconds of a worker before its first token and after its last.
         per_token: seconds.
@@ -56,8 +57,10 @@ ASSUMED = (
     Rate("score", "", 120, 1 / 40000, 0.1),
     Rate("reference", "", 60, 1 / 20000, 0.1),
     Rate("train", "", 180, 1 / 2500, bytes_each=16e9),
+    Rate("evaluate", "", 2),
     Rate("job", "", 10),
 )
+ALONE = ("prepare", "evaluate", "job")  # the same whatever they are done for
 ASSUMPTION = (
     "a device samples 8,000, scores 40,000 and trains on 2,500 tokens/s, a worker starts in 1 to 3 minutes, a response "
     "has half of sampler.max_tokens, and a policy takes 16 GB (an 8B model on an 80 GB GPU)"
@@ -83,7 +86,7 @@ class Calibration:
 
     def caution(self, kind: Kind, of: str) -> str | None:
         """Why the rate of this is no measurement of it, in a line; None where it is."""
-        if not self.rates or (found := self.find(kind, of)).of == of:
+        if not self.rates or kind in ALONE or (found := self.find(kind, of)).of == of:
             return None
         return f"{kind} of {of}: as {'assumed' if not found.of else f'measured of {found.of}'}"
 
@@ -138,7 +141,7 @@ def label(kind: Kind, config: Mapping[str, Any], part: Mapping[str, Any] | None 
     """
     model, dpo = config["model"], config["dpo"]
     match kind:
-        case "prepare" | "job":
+        case "prepare" | "evaluate" | "job":
             return kind
         case "sample":
             return _named(model["name"], [model, _without(config["sampler"], SAMPLER)])

@@ -116,7 +116,7 @@ class Work:
                 None
             )
             return
-        yield Need("prepare", "prepare", "prepare", {EMBEDDED: 1}, frozenset(), 0, "models")
+        yield Need("prepare", "prepare", "prepare", {EMBEDDED: 0}, frozenset(), 0, "models")
 
     def _prompts(self, config: Mapping[str, Any]) -> Prompts:
         name = canonical_json(config["data"])
@@ -238,7 +238,7 @@ class Work:
         imported = isinstance(selecting, ImportedReward)
         done = self._evaluated(part, fresh, prompts, start, policy, None if imported else selecting)
         name = f"{self._trained(config)} {key(dict(part))}"
-        yield Need("evaluate", "job", "", {name: 0}, frozenset([name] if done else []), 0, "evaluations")
+        yield Need("evaluate", "evaluate", "evaluate", {name: 0}, frozenset([name] if done else []), 0, "evaluations")
         if done:
             return
         sides = [
