@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ import pytest
 
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep import slurm
-from sweetspot.sweep.collect import markdown
+from sweetspot.sweep.collect import markdown, stage_seconds
 from sweetspot.sweep.command import main, stage
 from sweetspot.sweep.folder import Attempt, Job, Status, Sweep
 
@@ -36,19 +37,47 @@ def test_collecting_gives_a_row_for_every_job_whatever_finished(
 ) -> None:
     sweep = sweep_of(tmp_path, ["n_samples=5", "n_samples=20"])
     pairs = {"kept": 12, "chosen_z": 1.5, "rejected_z": -0.5, "margin": 2.0, "strategy": "(max, min)"}
-    manifest = {"rounds": [{"pairs": pairs}], "evaluations": [{"name": "held_out", "mean": 0.25}], "made": 3}
+    judge = {"role": "judge", "difference": 0.25, "low": 0.125, "high": 0.5}
+    evaluation = {"name": "held_out", "kind": "held_out", "judges": [judge]}
+    manifest = {"rounds": [{"pairs": pairs}], "evaluations": [evaluation], "made": 3}
     folders.write_status(sweep.path(sweep.jobs[0]), status("done"))
     (sweep.path(sweep.jobs[0]) / "manifest.json").write_text(json.dumps({**manifest, "seconds": 9.0}))
     folders.write_status(sweep.path(sweep.jobs[1]), status("failed", "boom | bang"))
     for _ in range(2):
         main(["collect", str(tmp_path)])
     table = pq.read_table(tmp_path / "sweep.parquet").to_pylist()
-    assert [(row["job"], row["standing"], row["kept"], row["evaluations/held_out/mean"]) for row in table] == [
-        ("n_samples=5", "done", 12.0, 0.25),
+    assert [(row["job"], row["standing"], row["kept"], row["evaluations/held_out/judges/0/low"]) for row in table] == [
+        ("n_samples=5", "done", 12.0, 0.125),
         ("n_samples=20", "failed", None, None),
     ]
     assert "| n_samples=5 | done |  | 12 | 1.5 | -0.5 | 2 |" in (tmp_path / "sweep.md").read_text()
     assert "| n_samples=20 | failed | boom \\| bang |" in capsys.readouterr().out
+    page = (tmp_path / "sweep.html").read_text()
+    assert "1 of 2 points are done" in page
+    for words in ("+0.250 (95%: +0.125 to +0.500)", "+1.50", "boom | bang", f"{tmp_path}/logs/1_0_log.out"):
+        assert f">{words}<" in page, words
+
+
+def test_the_time_of_the_stages_is_added_up_over_the_jobs_once_all_are_done(tmp_path: Path) -> None:
+    """Two jobs from :00 to :10, each with 7.75 s of stages: 2.25 s of start and end, and half a second of selecting."""
+    sweep = sweep_of(tmp_path, ["a=1", "a=2"])
+    names = {"select": 0.5, "train": 6.0, "sample start": 1.0, "sample": 0.25}
+    stages = [{"name": name, "seconds": seconds} for name, seconds in names.items()]
+    for job in sweep.jobs:
+        assert stage_seconds(sweep, [0, 1]) is None
+        ended = replace(status("done"), started="2026-01-02T00:00:00", ended="2026-01-02T00:00:10")
+        folders.write_status(sweep.path(job), ended)
+        (sweep.path(job) / "manifest.json").write_text(json.dumps({"stages": stages}))
+    found = stage_seconds(sweep, [0, 1])
+    assert found == {
+        "prepare": 0,
+        "sample": 0.5,
+        "score": 0,
+        "reference": 0,
+        "train": 12,
+        "evaluate": 2,
+        "start and end": 5.5,
+    }
 
 
 def test_status_names_stage_and_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweetspot.manifest import flat_metrics
+from sweetspot.report import write_sweep
 from sweetspot.sweep import folder as folders
-from sweetspot.sweep.folder import Sweep
+from sweetspot.sweep.folder import Job, Sweep
 from sweetspot.sweep.forecast import STAGES
 from sweetspot.sweep.outcome import Outcome
 
@@ -33,7 +34,7 @@ def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
             "overrides": " ".join(job.overrides),
             "standing": found[job.number].standing,
             "reason": found[job.number].reason,
-            "log": str(sweep.log(job) or sweep.path(job)),
+            "log": _log(sweep, job),
             **_numbers(sweep.path(job) / "manifest.json"),
         }
         for job in sweep.jobs
@@ -42,7 +43,8 @@ def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
 
 
 def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
-    """Write the table into the folder: sweep.parquet has every number, sweep.md those of the last round's pairs."""
+    """Write the table into the folder: sweep.parquet has every number, sweep.md those of the last round's pairs, and
+    sweep.html results, failures and times."""
     table = rows(sweep, found)
     names = list(dict.fromkeys(name for row in table for name in row))
     columns = {name: [row.get(name) for row in table] for name in names}
@@ -53,7 +55,30 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     scratch = page.with_suffix(".part")
     scratch.write_text(markdown(SHOWN, table))
     scratch.replace(page)
-    return [parquet, page]
+    return [parquet, page, _report(sweep, found)]
+
+
+def _report(sweep: Sweep, found: Mapping[int, Outcome]) -> Path:
+    expected = folders.read_forecast(sweep.folder)
+    taken = stage_seconds(sweep, expected[0]) if expected else None
+    seconds = {name: (each, taken[name]) for name, each in expected[1].items()} if expected and taken else None
+    facts = {"command": sweep.command, "created": sweep.created, "commit": sweep.commit, "seconds": seconds}
+    jobs: list[dict[str, Any]] = []
+    for job in sweep.jobs:
+        one, manifest, page = found[job.number], sweep.path(job) / "manifest.json", sweep.path(job) / "report.html"
+        if job.part == "run" or one.standing != "done":
+            jobs.append(
+                {
+                    **{"name": job.name, "standing": one.standing, "reason": one.reason, "log": _log(sweep, job)},
+                    "page": f"{job.name}/report.html" if page.exists() else None,
+                    "manifest": json.loads(manifest.read_text()) if manifest.exists() else None,
+                }
+            )
+    return write_sweep(sweep.folder / "sweep.html", facts, jobs)
+
+
+def _log(sweep: Sweep, job: Job) -> str:
+    return str(sweep.log(job) or sweep.path(job))
 
 
 def stage_seconds(sweep: Sweep, numbers: Sequence[int]) -> dict[str, float] | None:
