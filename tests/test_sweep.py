@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +14,15 @@ import pytest
 
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep import job as jobs
+from sweetspot.sweep import local
 from sweetspot.sweep.check import check_seen, file_system, gpus_of
+from sweetspot.sweep.command import main
 from sweetspot.sweep.folder import Attempt, Job, Status, Sweep
 from sweetspot.sweep.launcher import Local, Shape, Slurm
 from sweetspot.sweep.launching import Asked, written
 from sweetspot.sweep.outcome import outcomes
 from sweetspot.sweep.points import axes, check_axes, composed, own, point_name, run_name, sweep_name
-from sweetspot.sweep.submit import hand_over, parameters, python_command, told_by
+from sweetspot.sweep.submit import hand_over, parameters, python_command, submit, told_by
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,7 +136,10 @@ class AtOnce:
             time = folders.now()
             status = Status("failed", "n must be 5", 1, 0, os.uname().nodename, os.getpid(), None, time, time)
             folders.write_status(Path(place) / str(number), status)
-        return [SimpleNamespace(paths=SimpleNamespace(stdout=Path(place) / "logs" / "out")) for place in places]
+        return [
+            SimpleNamespace(job_id=str(os.getpid()), paths=SimpleNamespace(stdout=Path(place) / "logs" / "out"))
+            for place in places
+        ]
 
 
 def test_a_job_that_ends_while_it_is_submitted_has_ended(tmp_path: Path) -> None:
@@ -279,6 +286,40 @@ def test_a_refused_point_ends_no_other_and_the_sweep_fails(tmp_path: Path, tiny_
     again = command(tmp_path, data)
     assert "1 to submit" in again.stdout
     assert "1 done already" in again.stdout
+
+
+def until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_cancelling_ends_jobs_of_this_machine_that_run_and_those_that_have_not_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, pathlib, sys, time\npathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\ntime.sleep(300)"
+    )
+    submitit = {"_target_": "sweetspot.sweep.launcher.SubmititLocal", "dry_run": False, "wait": False}
+    submitit |= {"calibration": "none", "price_per_device_hour": None}
+    both = tuple(Job(number, f"a={number}", (str(tmp_path / f"pid-{number}"),)) for number in range(2))
+    sweep = Sweep(tmp_path / "sweep", "", "", str(program), str(ROOT), submitit, "simple", None, both)
+    sweep = submit(sweep, [0])
+    pid = tmp_path / "pid-0"
+    until(lambda: pid.exists() and pid.read_text() != "")
+    sweep = submit(sweep, [1])
+    main(["cancel", str(sweep.folder)])
+    assert capsys.readouterr().out == "2 of 2 jobs cancelled\n"
+    until(lambda: not any(one.lives for one in outcomes(sweep).values()))
+    assert [(one.standing, one.reason) for one in outcomes(sweep).values()] == [
+        ("stopped", "was stopped by a signal"),
+        ("stopped", "ended before it began"),
+    ]
+    assert not local.lives(int(pid.read_text()))
+    assert not (tmp_path / "pid-1").exists()
 
 
 @pytest.mark.slow

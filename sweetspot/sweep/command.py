@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sweetspot.sweep import collect, rates, slurm
+from sweetspot.sweep import collect, local, rates, slurm
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep.calibrate import calibrate
 from sweetspot.sweep.folder import Sweep
@@ -113,9 +113,7 @@ def _resubmit(sweep: Sweep) -> None:
 def _cancel(sweep: Sweep) -> None:
     found = outcomes(sweep)
     living = [job for job in sweep.jobs if found[job.number].lives]
-    here = [job.name for job in living if job.last and job.last.slurm_id is None]
-    if here:
-        raise ValueError(f"cancel ends jobs of SLURM; those of this machine end by their process: {', '.join(here)}")
+    local.cancel(sweep, [job for job in living if job.last and job.last.slurm_id is None])
     slurm.cancel([job.last.slurm_id for job in living if job.last and job.last.slurm_id])
     print(f"{len(living)} of {len(sweep.jobs)} jobs cancelled")
 

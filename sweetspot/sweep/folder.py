@@ -21,11 +21,14 @@ class Attempt:
         log: what the job prints, relative to the sweep's folder; None where it prints to the launcher's terminal. Its
             requeues add to the same file.
         submitted: when, before any of it could begin (`now`).
+        host, pid: of the process that starts it; None in SLURM.
     """
 
     slurm_id: str | None
     log: str | None
     submitted: str
+    host: str | None = None
+    pid: int | None = None
 
 
 @dataclass(frozen=True)
