@@ -15,7 +15,7 @@ import pytest
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep import job as jobs
 from sweetspot.sweep import local
-from sweetspot.sweep.check import check_seen, file_system, gpus_of
+from sweetspot.sweep.check import check_seen, file_system, gpus_of, minutes_of
 from sweetspot.sweep.command import main
 from sweetspot.sweep.folder import Attempt, Job, Status, Sweep
 from sweetspot.sweep.launcher import Local, Shape, Slurm
@@ -73,8 +73,8 @@ def plain(point: Any) -> dict[str, Any]:
 def test_an_axis_that_changes_no_result_is_named() -> None:
     points = [[f"n={n}", f"threads={threads}"] for n in (5, 20) for threads in (1, 2)]
     with pytest.raises(ValueError, match=r"threads: an axis .* threads=1 and threads=2 make the same"):
-        check_axes(composed(points, plain), ["n", "threads"])
-    check_axes(composed([["n=5"], ["n=20"]], plain), ["n"])
+        check_axes(composed(points, plain, dict), ["n", "threads"])
+    check_axes(composed([["n=5"], ["n=20"]], plain, dict), ["n"])
 
 
 def sweep_in(folder: Path, *sets: Job) -> Sweep:
@@ -101,9 +101,9 @@ def test_a_second_sweep_keeps_the_jobs_of_the_first_and_adds_its_own(tmp_path: P
     first = sweep_in(tmp_path, Job(0, "n=5", ("n=5", "seed=1")), Job(1, "n=20", ("n=20", "seed=1")))
     folders.write(first)
     points = [["n=20", "seed=1"], ["n=50", "seed=1"]]
-    asked = Asked(tmp_path, "again", Path("/run.py"), first.launcher, ["n=20,50", "seed=1"], points, plain)
+    asked = Asked(tmp_path, "again", Path("/run.py"), first.launcher, ["n=20,50", "seed=1"], points, plain, dict)
     local = Local(dry_run=False, calibration="none", price_per_device_hour=None)
-    assert written(asked, ["n"], local, composed(points, plain)).jobs == (
+    assert written(asked, ["n"], local, composed(points, plain, dict)).jobs == (
         *first.jobs,
         Job(2, "n=50", ("n=50", "seed=1")),
     )
@@ -212,6 +212,16 @@ def test_gpus_are_read_from_slurm_s_words() -> None:
         0,
         3,
         1,
+    ]
+
+
+def test_time_limits_are_read_from_slurm_s_words() -> None:
+    assert [minutes_of(limit) for limit in ("infinite", "1-12:00:00", "1:30:00", "30:00", "n/a")] == [
+        float("inf"),
+        2160,
+        90,
+        30,
+        float("inf"),
     ]
 
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sweetspot.sweep import folder as folders
+from sweetspot.sweep import slurm
 from tests.test_sweep_slurm import ROOT
 from tests.test_sweep_whole import overrides
 
@@ -92,7 +93,12 @@ def test_each_failure_is_told_with_its_log_and_resubmit_completes_exactly_the_mi
         assert table[way]["reason"] in ended.stderr
         assert Path(table[way]["log"]).is_file()
         assert table[way]["log"] in page
-    assert "a planned fault" in Path(table["raises"]["log"]).read_text()
+    told = Path(table["raises"]["log"]).read_text()
+    assert "Traceback" in told
+    assert "RuntimeError: a planned fault" in told
+    ids = {job.name.rpartition(".")[2]: str(job.last and job.last.slurm_id) for job in folders.read(place).jobs}
+    states = slurm.states(list(ids.values()))
+    assert {way: states[one].state == "COMPLETED" for way, one in ids.items()} == {way: way == "good" for way in ways}
     faults.unlink()
     again = call("-m", "sweetspot.sweep", "resubmit", str(place))
     assert "4 of 5 jobs submitted" in again.stdout, again.stderr

@@ -18,7 +18,7 @@ from sweetspot.sweep.forecast import lines
 from sweetspot.sweep.launcher import Launcher, Local, Slurm
 from sweetspot.sweep.outcome import Outcome, outcomes
 from sweetspot.sweep.planning import forecast
-from sweetspot.sweep.points import Composed, axes, check_axes, composed, key_of, point_name, pool_points, result_key
+from sweetspot.sweep.points import Composed, Known, axes, check_axes, composed, key_of, own, point_name, pool_points
 from sweetspot.sweep.submit import submit
 
 POLL_SECONDS = 2.0
@@ -41,6 +41,7 @@ class Asked:
         task: the overrides as they were typed, sweeps not yet spread out.
         points: the overrides of each job.
         compose: gives the plain configuration of a point, hydra's part left out.
+        check: raises ValueError for a configuration that a run would refuse.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Asked:
     task: Sequence[str]
     points: Sequence[Sequence[str]]
     compose: Callable[[Sequence[str]], Mapping[str, Any]]
+    check: Callable[[Mapping[str, Any]], object]
 
 
 def launch(asked: Asked) -> Sweep:
@@ -64,18 +66,24 @@ def launch(asked: Asked) -> Sweep:
     if not asked.points:
         swept = [one for one in asked.task if key_of(one) in axes(asked.task)]
         raise ValueError(f"a sweep must have at least one point, got none from {' '.join(swept) or 'the sweeper'}")
-    known = composed(asked.points, asked.compose)
-    if not any(known.values()):
-        result_key(asked.compose(asked.points[0]))  # raises what is wrong with the first, and so with all
+    if swept := [key for key in axes(asked.task) if not own([key])]:
+        raise ValueError(f"{swept[0]}: an axis of a sweep must change what a run makes, and this says where it runs")
+    known = composed(asked.points, asked.compose, asked.check)
+    sound = [one for one in known.values() if isinstance(one, Composed)]
+    if not sound:
+        raise ValueError(str(next(iter(known.values()))))
     check_axes(known, keys)
     if isinstance(launcher, Slurm):
-        store = next(Path(str(one.config["store"])) for one in known.values() if one)
-        check(launcher, {"store": store, "hydra.sweep.dir": asked.folder, "run.py": asked.program.parent})
+        places = {"store": Path(str(sound[0].config["store"])), "hydra.sweep.dir": asked.folder}
+        check(launcher, {**places, "run.py": asked.program.parent})
     sweep = written(asked, keys, launcher, known)
     standing = outcomes(sweep)
     wanted = [job.number for job in sweep.jobs if _wanted(standing[job.number])]
     _tell(sweep, standing, wanted)
-    found, left_out = forecast([job for job in sweep.jobs if job.number in wanted], known, asked.compose, launcher)
+    jobs = [job for job in sweep.jobs if job.number in wanted]
+    older = [job.overrides for job in jobs if job.overrides not in known]  # pools, and points of a sweep before
+    known = {**known, **composed(older, asked.compose, asked.check)}
+    found, left_out = forecast(jobs, known, launcher)
     for line in (
         *lines(found, launcher.price_per_device_hour, launcher.calibration),
         *(f"left out  {one}" for one in left_out),
@@ -102,9 +110,7 @@ def varying(asked: Asked) -> list[str]:
     return list(dict.fromkeys(key_of(one) for point in asked.points for one in point if key_of(one) not in constant))
 
 
-def written(
-    asked: Asked, keys: Sequence[str], launcher: Launcher, known: Mapping[tuple[str, ...], Composed | None]
-) -> Sweep:
+def written(asked: Asked, keys: Sequence[str], launcher: Launcher, known: Known) -> Sweep:
     """The sweep that is asked for, with the jobs that its folder has already; nothing is written yet.
 
     Args:
@@ -140,9 +146,7 @@ def written(
     )
 
 
-def _pools(
-    known: Mapping[tuple[str, ...], Composed | None], before: Sequence[Job], number: int, count: int
-) -> list[Job]:
+def _pools(known: Known, before: Sequence[Job], number: int, count: int) -> list[Job]:
     """The jobs that fill the shared pools and are not in the sweep yet, numbered from `number`."""
     there = [job for job in before if job.part == "pool"]
     old = {job.overrides for job in there}

@@ -1,8 +1,7 @@
 """The forecast of a sweep before it is submitted: what its jobs will make and reuse, and what that takes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sweetspot.launch import visible_gpus
 from sweetspot.store import StoreError
@@ -10,23 +9,21 @@ from sweetspot.sweep import rates
 from sweetspot.sweep.folder import Job
 from sweetspot.sweep.forecast import Forecast, Need
 from sweetspot.sweep.launcher import Launcher, Local, Slurm
-from sweetspot.sweep.points import Composed, composed
+from sweetspot.sweep.points import Known
 from sweetspot.sweep.submit import PARTS
 from sweetspot.sweep.work import Work
 
 
 def forecast(
     jobs: Sequence[Job],
-    known: Mapping[tuple[str, ...], Composed | None],
-    compose: Callable[[Sequence[str]], Mapping[str, Any]],
+    known: Known,
     launcher: Launcher,
 ) -> tuple[Forecast, list[str]]:
     """The forecast of the jobs that are to be submitted, and what it leaves out, a line each.
 
     Args:
         jobs: those.
-        known: points that are composed already.
-        compose: gives the plain configuration of the others.
+        known: their points, composed.
         launcher: where they run.
 
     Raises:
@@ -34,15 +31,14 @@ def forecast(
     """
     calibration = rates.read(Path(launcher.calibration))
     found, left_out, works = Forecast(calibration), dict[str, None](), dict[str, Work]()
-    known = {**known, **composed([job.overrides for job in jobs if job.overrides not in known], compose)}
     for part in PARTS:
         needs: list[list[Need]] = []
         for job in jobs:
             if job.part != part:
                 continue
             try:
-                if (one := known[job.overrides]) is None:
-                    raise ValueError("it is refused, as its job will tell")
+                if isinstance(one := known[job.overrides], str):
+                    raise ValueError(one)
                 store = str(one.config["store"])
                 needs.append(works.setdefault(store, Work(Path(store), calibration)).of(one.config))
             except (ValueError, StoreError, OSError) as error:

@@ -14,7 +14,7 @@ ELSEWHERE = ("launcher", "launch", "logger", "store", "remake_corrupt")  # where
 
 
 def axes(overrides: Sequence[str]) -> list[str]:
-    """The keys that sweep ("n_samples"), in the order of the command line, hydra's and launcher's left out.
+    """The keys that sweep ("n_samples"), in the order of the command line.
 
     Raises:
         HydraException: when an override cannot be read.
@@ -85,24 +85,36 @@ class Composed:
     key: str
 
 
+Known = Mapping[tuple[str, ...], Composed | str]  # points with their configurations, or with why they are refused
+
+
 def composed(
-    points: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], Mapping[str, Any]]
-) -> dict[tuple[str, ...], Composed | None]:
-    """Each point composed once; None for one that does not compose or is refused, which its job will report."""
+    points: Sequence[Sequence[str]],
+    compose: Callable[[Sequence[str]], Mapping[str, Any]],
+    check: Callable[[Mapping[str, Any]], object],
+) -> Known:
+    """Each point composed once, or why it is refused, which its job will report too.
+
+    Args:
+        points: the overrides of each.
+        compose: gives the plain configuration of a point.
+        check: raises ValueError for one that a run would refuse.
+    """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    found: dict[tuple[str, ...], Composed | None] = {}
+    found: dict[tuple[str, ...], Composed | str] = {}
     for point in points:
         try:
             config = compose(point)
+            check(config)
             found[tuple(point)] = Composed(config, result_key(config))
-        except (ValueError, HydraException, OmegaConfBaseException):
-            found[tuple(point)] = None
+        except (ValueError, HydraException, OmegaConfBaseException) as error:
+            found[tuple(point)] = " ".join(str(error).split())
     return found
 
 
-def pool_points(known: Mapping[tuple[str, ...], Composed | None]) -> list[tuple[str, ...]]:
+def pool_points(known: Known) -> list[tuple[str, ...]]:
     """The overrides of runs that fill the pools which the points share, up to the scores of their largest n.
 
     Points that differ in strategy, training or evaluation share a pool; a pool that serves one point alone is left to
@@ -110,14 +122,14 @@ def pool_points(known: Mapping[tuple[str, ...], Composed | None]) -> list[tuple[
     """
     groups: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
     for point, one in known.items():
-        if one is not None:
+        if isinstance(one, Composed):
             shared = key({name: _identity(one.config[name], name) for name in POOLED})
             groups.setdefault(shared, []).append((one.config["n_samples"], point))
     largest = [max(group, key=lambda one: one[0])[1] for group in groups.values() if len(group) > 1]
     return [(*(one for one in point if key_of(one) != "until"), "until=score") for point in largest]
 
 
-def check_axes(known: Mapping[tuple[str, ...], Composed | None], keys: Sequence[str]) -> None:
+def check_axes(known: Known, keys: Sequence[str]) -> None:
     """Hold every axis against the identity of the run, each at the first values of the others.
 
     A value that does not compose is left to its job to report.
@@ -133,7 +145,7 @@ def check_axes(known: Mapping[tuple[str, ...], Composed | None], keys: Sequence[
     for axis in keys:
         seen: dict[str, str] = {}
         for point, one in known.items():
-            if one is None or not _same_but(point, first, axis):
+            if isinstance(one, str) or not _same_but(point, first, axis):
                 continue
             value = next(word for word in point if key_of(word) == axis)
             if (other := seen.setdefault(one.key, value)) != value:
