@@ -86,7 +86,7 @@ def stage_seconds(sweep: Sweep, numbers: Sequence[int]) -> dict[str, float] | No
 
     "start and end" is what the last turn of a job took beside its stages.
     """
-    found = dict.fromkeys(STAGES, 0.0)
+    found: dict[str, float] = dict.fromkeys(STAGES, 0.0)
     for job in sweep.jobs:
         if job.number not in numbers:
             continue

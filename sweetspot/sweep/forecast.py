@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sweetspot.sweep.rates import ASSUMPTION, Calibration, Kind
 
-STAGES = ("prepare", "sample", "score", "reference", "train", "evaluate", "start and end")
+STAGES: tuple[str, ...] = ("prepare", "sample", "score", "reference", "train", "evaluate", "start and end")
 SPREAD = ("sample", "score", "train")  # kinds of work that all devices of a job divide among themselves
 SHOWN = ("stage", "makes", "reuses", "hours", "device-hours", "disk")
 
@@ -75,7 +75,7 @@ class Forecast:
         """
         for start in range(0, len(jobs), at_once):
             wave = jobs[start : start + at_once]
-            wanting = Counter(
+            wanting: Counter[tuple[Kind, str]] = Counter(
                 (need.kind, name) for needs in wave for need in needs if need.divided for name in self._open(need)
             )
             for needs in wave:

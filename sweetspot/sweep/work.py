@@ -66,7 +66,7 @@ class Work:
     def _of(self, config: Mapping[str, Any]) -> Iterator[Need]:
         sampler: Sampler = build(config["sampler"], "sampler")
         prompts, start, reward_model = self._prompts(config), self.located(config["model"]), config["reward_model"]
-        tokens = self._tokens(config)
+        tokens, policy = self._tokens(config), None
         if not isinstance(start, Model):
             yield from self._unmade(config)
         for turn in range(config["rounds"]):
