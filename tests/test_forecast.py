@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sweetspot.sweep import rates
-from sweetspot.sweep.calibrate import sizes, span
+from sweetspot.sweep.calibrate import OTHERS, compose, sizes, span
 from sweetspot.sweep.forecast import Forecast, Need, lines
 from sweetspot.sweep.rates import ASSUMED, NOTHING, Calibration, Rate, label
 
@@ -146,10 +146,26 @@ def test_the_rate_is_read_between_two_events_of_a_worker_that_has_begun() -> Non
 
 def test_a_calibration_draws_two_tiles_at_least() -> None:
     of = {"tile_prompts": 1024, "tile_samples": 16}
-    assert sizes({"sampler": of}) == [
+    assert sizes({"sampler": of}, None) == [
         "sampler.tile_prompts=16",
         "sampler.tile_samples=16",
         "n_samples=16",
         "data.limit=32",
     ]
-    assert sizes({"sampler": {"tile_prompts": 2, "tile_samples": 1}})[2:] == ["n_samples=2", "data.limit=64"]
+    assert sizes({"sampler": {"tile_prompts": 2, "tile_samples": 1}}, None)[2:] == ["n_samples=2", "data.limit=64"]
+    assert sizes({"sampler": of}, 64)[3:] == ["data.limit=64"]
+
+
+def test_a_calibration_takes_the_overrides_of_a_sweep_as_they_are() -> None:
+    left_out = [
+        "strategy=a,b",
+        "+eval@also.x=ifeval",
+        "eval.n_samples=2",
+        "n_samples=5,20",
+        "reward_model@eval.judge=x",
+    ]
+    left_out += ["launcher.gpus=8", "also.x.path=p", "hydra.verbose=true", "strategy.chosen=max"]
+    kept = ["model=other", "launch.threads=1", "reward_model=armorm", "dpo.beta=1", "data.limit=8", "evaluate=1"]
+    assert [one for one in left_out + kept if not OTHERS.match(one)] == kept
+    with pytest.raises(ValueError, match="calibrate: Could not override 'no_such_key'"):
+        compose(["no_such_key=1"])

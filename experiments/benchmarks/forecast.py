@@ -3,9 +3,9 @@
 The forecast of a sweep beside what its stages took: seconds of each stage, summed over the jobs, and taken / forecast.
 Each repeat calibrates by `sweetspot.sweep calibrate` with the sweep's own models (unless a file is given) and then
 sweeps from an empty store: n_samples=16,32 strategy=max_min,mu_minus_sigma on the embedded models, or the OVERRIDEs.
-launcher=slurm needs a cluster (slurm/local_cluster.sh). The load that other processes cause is printed; where it changes
-between calibration and sweep, so does the ratio, and only the median of several repeats tells anything. The bar: each
-stage within 25%.
+launcher=slurm needs a cluster (slurm/local_cluster.sh); jobs that share cores are to be measured as many --at-once. The
+load of other processes is printed; where it changes between calibration and sweep, so does the ratio, and only the
+median of several repeats tells anything. The bar: each stage within 25%.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from sweetspot.sweep.collect import stage_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = ["n_samples=16,32", "strategy=max_min,mu_minus_sigma"]
-LEFT_OUT = ("n_samples=", "strategy", "eval", "data.limit", "launcher")  # of the calibration
 
 
 def main() -> None:
@@ -30,19 +29,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--launcher", default="local", help="local, submitit_local, slurm or a profile of your own")
     parser.add_argument("--calibration", type=Path, help="what was measured before; else each repeat measures")
+    parser.add_argument("--at-once", type=int, default=1, help="runs of a calibration that are made at once")
     parser.add_argument("--folder", type=Path, help="where store and sweep go (default: a folder that is deleted)")
     parser.add_argument("--repeats", type=int, default=1, help="sweeps, each from an empty store")
     parser.add_argument("overrides", nargs="*", help="of the sweep")
     asked = parser.parse_args()
     found: list[dict[str, tuple[float, float]]] = []
+    once = ["--at-once", str(asked.at_once)]
     with tempfile.TemporaryDirectory() as scratch:
         for turn in range(asked.repeats):
             place = (asked.folder or Path(scratch)).resolve() / str(turn)
             place.mkdir(parents=True)
             file = asked.calibration or place / "calibration.json"
             if asked.calibration is None:
-                ours = [one for one in asked.overrides if not one.startswith(LEFT_OUT)]
-                _python(place, "-m", "sweetspot.sweep", "calibrate", "--file", str(file), *ours)
+                _python(place, "-m", "sweetspot.sweep", "calibrate", "--file", str(file), *once, *asked.overrides)
             before = os.getloadavg()[0]
             own = [f"launcher={asked.launcher}", f"launcher.calibration={file.resolve()}", f"store={place}/store"]
             _python(place, "run.py", "-m", *own, f"hydra.sweep.dir={place}/sweep", *(asked.overrides or EMBEDDED))

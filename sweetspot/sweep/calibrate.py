@@ -5,14 +5,18 @@ start.
 """
 
 import json
+import re
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -25,51 +29,80 @@ TILE = 16  # prompts and samples of a tile, at most
 RESPONSES = 128  # that are drawn at least
 MADE = {"sample": "samples", "score": "rewards", "train": "policy"}  # where the manifest tells of it
 KINDS = ("sample", "score", "reference", "train")
-SETTINGS = ["strategy=max_min", "eval=none", "rounds=1", "until=train", "dpo.epochs=1", "launch.devices=1"]
+SETTINGS = ["strategy=max_min", "eval=none", "rounds=1", "dpo.epochs=1", "launch.devices=1", "logger=none"]
+# of a sweep's overrides, those that say nothing about the speed of its parts, or that are set here
+OTHERS = re.compile(r"[+~]*((strategy|eval|also|launcher|logger|hydra|store|n_samples)\b|[\w/]+@(eval|also)\b)")
 
 
-def calibrate(overrides: Sequence[str]) -> Calibration:
-    """What a small run with these overrides takes; it prints as it goes.
+def calibrate(overrides: Sequence[str], prompts: int | None, at_once: int) -> Calibration:
+    """What a small run with these overrides takes; it prints as it goes, unless there are several.
 
     Args:
-        overrides: of run.py; they win over the small sizes.
+        overrides: those of the sweep, as they are; strategy, n_samples and evaluation are set here.
+        prompts: to sample for; None = as many as two tiles or RESPONSES take.
+        at_once: such runs that are made at once, where jobs of the sweep will share a machine's cores.
 
     Raises:
-        ValueError: one line, when the run fails or is too small to tell.
+        ValueError: one line, when a run fails or is too small to tell.
     """
-    config = compose([*SETTINGS, *overrides])
+    given = ["until=train", *(one for one in overrides if not OTHERS.match(one)), *SETTINGS]
+    config = compose(given)
+    words = [*given, *sizes(config, prompts), "launcher=local"]
     with tempfile.TemporaryDirectory(prefix="sweetspot-calibrate-") as scratch:
-        place = Path(scratch)
-        own = [*SETTINGS, *sizes(config), *overrides, "logger=none", "launcher=local", f"store={place}/store"]
-        began = time.monotonic()
-        ended = subprocess.run([sys.executable, str(PROGRAM), *own, f"hydra.run.dir={place}/run"], check=False)
-        if ended.returncode:
-            raise ValueError("calibrate: the run above must end well")
-        manifest: dict[str, Any] = json.loads((place / "run" / "manifest.json").read_text())
-        threads = config["launch"]["threads"]
-        where = f"{datetime.now().astimezone():%Y-%m-%d %H:%M} on {socket.gethostname()}"
-        device = where if threads is None else f"{where}, {threads} threads"
-        return Calibration(tuple(measured(manifest, place / "run", time.monotonic() - began)), device)
+        places = [Path(scratch) / str(number) for number in range(at_once)]
+        with ThreadPoolExecutor(at_once) as pool:
+            found = list(pool.map(lambda place: _run(words, place, shown=at_once == 1), places))
+    when = f"{datetime.now().astimezone():%Y-%m-%d %H:%M} on {socket.gethostname()}, {at_once} at once"
+    return Calibration(tuple(mean(one) for one in zip(*found, strict=True)), when)
+
+
+def _run(words: Sequence[str], place: Path, shown: bool) -> list[Rate]:
+    command = [sys.executable, str(PROGRAM), *words, f"store={place}/store", f"hydra.run.dir={place}/run"]
+    began = time.monotonic()
+    ended = subprocess.run(command, check=False, capture_output=not shown, text=True)
+    if ended.returncode:
+        line = ended.stderr.strip().splitlines()[-1] if ended.stderr else "see above"
+        raise ValueError(f"calibrate: the run must end well: {line.removeprefix('error: ')}")
+    manifest: dict[str, Any] = json.loads((place / "run" / "manifest.json").read_text())
+    return measured(manifest, place / "run", time.monotonic() - began)
+
+
+def mean(several: Sequence[Rate]) -> Rate:
+    """The mean of rates of the same thing that were measured at once."""
+    return replace(
+        several[0],
+        start=fmean(rate.start for rate in several),
+        per_token=fmean(rate.per_token for rate in several),
+    )
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
-    """The plain configuration that overrides make of conf/."""
-    import hydra
-    from omegaconf import OmegaConf
+    """The plain configuration that overrides make of conf/.
 
-    with hydra.initialize_config_dir(str(PROGRAM.parent / "conf"), version_base="1.3"):
-        plain: Any = OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
+    Raises:
+        ValueError: one line, where they make none.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with hydra.initialize_config_dir(str(PROGRAM.parent / "conf"), version_base="1.3"):
+            plain: Any = OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"calibrate: {error}") from None
     return plain
 
 
-def sizes(config: Mapping[str, Any]) -> list[str]:
+def sizes(config: Mapping[str, Any], prompts: int | None) -> list[str]:
     """Overrides for two tiles at least, of the sampler's size where that is not large."""
     sampler = config["sampler"]
-    prompts, samples = (min(TILE, sampler[name]) for name in ("tile_prompts", "tile_samples"))
+    width, samples = (min(TILE, sampler[name]) for name in ("tile_prompts", "tile_samples"))
     n = max(2, samples)
-    limit = max(2 * prompts, -(-RESPONSES // n))
+    limit = prompts or max(2 * width, -(-RESPONSES // n))
     return [
-        *(f"sampler.tile_prompts={prompts}", f"sampler.tile_samples={samples}"),
+        *(f"sampler.tile_prompts={width}", f"sampler.tile_samples={samples}"),
         *(f"n_samples={n}", f"data.limit={limit}"),
     ]
 
@@ -105,7 +138,7 @@ def _rate(kind: Kind, manifest: Mapping[str, Any], stage_seconds: float, told: S
     share, seconds = span(kind, told, sizes)
     whole = sum(sizes.values()) * mean
     if not share * whole:
-        raise ValueError(f"calibrate: {kind} made too little to tell its rate; take more prompts (data.limit=64)")
+        raise ValueError(f"calibrate: {kind} made too little to tell its rate; take more with --prompts")
     per_token = seconds / (share * whole)
     start = max(0.0, stage_seconds - per_token * whole)
     size = sum(path.stat().st_size for path in artefact.rglob("*") if path.is_file())

@@ -49,10 +49,12 @@ def main(arguments: Sequence[str]) -> None:
             one.add_argument("--watch", type=float, metavar="SECONDS", help="show it again and again")
     measure = commands.add_parser("calibrate", help="measures how fast the stages go, for the forecast of a sweep")
     measure.add_argument("--file", type=Path, default=Path("calibration.json"), help="what is measured is added to it")
-    measure.add_argument("overrides", nargs="*", help="of run.py: the model, sampler, ... of the sweep")
+    measure.add_argument("--prompts", type=int, help="to sample for; more take longer and tell more")
+    measure.add_argument("--at-once", type=int, default=1, help="runs at once, where jobs will share a machine's cores")
+    measure.add_argument("overrides", nargs="*", help="those of the sweep; strategy, n_samples and eval are set here")
     asked = parser.parse_args(arguments)
     if asked.command == "calibrate":
-        _calibrate(asked.overrides, asked.file)
+        _calibrate(asked)
         return
     sweep = folders.read(asked.folder.resolve())
     match asked.command:
@@ -118,11 +120,11 @@ def _cancel(sweep: Sweep) -> None:
     print(f"{len(living)} of {len(sweep.jobs)} jobs cancelled")
 
 
-def _calibrate(overrides: Sequence[str], file: Path) -> None:
-    before = rates.read(file)  # a file of another kind is told of before anything runs
-    found = calibrate(overrides)
-    rates.write(file, before.merged(found))
+def _calibrate(asked: argparse.Namespace) -> None:
+    before = rates.read(asked.file)  # a file of another kind is told of before anything runs
+    found = calibrate(asked.overrides, asked.prompts, asked.at_once)
+    rates.write(asked.file, before.merged(found))
     for rate in found.rates:
         speed = f", then {1 / rate.per_token:,.0f} tokens/s" if rate.per_token else ""
         print(f"{rate.kind:10}{rate.of}: {rate.start:.1f} s{speed}")
-    print(file)
+    print(asked.file)
