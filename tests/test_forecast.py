@@ -59,6 +59,13 @@ def test_what_cannot_be_divided_takes_each_job_its_whole_time_and_is_made_once()
     assert found.stages["train"].bytes == 1000
 
 
+def test_a_job_makes_what_two_of_its_stages_need_once() -> None:
+    again = replace(TILES, stage="evaluate", parts={"t2": 8, "t3": 8})
+    found = forecast([TILES, again])
+    assert found.seconds["evaluate"] == pytest.approx(10 + 8 * 0.5)
+    assert forecast([TILES, replace(TILES, stage="evaluate")]).seconds["evaluate"] == 0
+
+
 def test_what_the_store_has_takes_nothing() -> None:
     found = forecast([replace(TILES, there=frozenset({"t1"}))], [replace(POLICY, there=frozenset({"p"}))])
     assert found.seconds["sample"] == pytest.approx(10 + 8 * 0.5)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sweetspot.sweep.rates import ASSUMPTION, Calibration, Kind
 
@@ -74,7 +74,7 @@ class Forecast:
             devices: of a job.
         """
         for start in range(0, len(jobs), at_once):
-            wave = jobs[start : start + at_once]
+            wave = [list(_once(needs)) for needs in jobs[start : start + at_once]]
             wanting: Counter[tuple[Kind, str]] = Counter(
                 (need.kind, name) for needs in wave for need in needs if need.divided for name in self._open(need)
             )
@@ -129,6 +129,14 @@ class Forecast:
     def device_hours(self) -> float:
         """Of all stages."""
         return sum(spent.device_seconds for spent in self.stages.values()) / 3600
+
+
+def _once(needs: Sequence[Need]) -> Iterator[Need]:
+    """What a job needs, each part in the first stage that needs it."""
+    seen: set[tuple[Kind, str]] = set()
+    for need in needs:
+        yield replace(need, parts={name: n for name, n in need.parts.items() if (need.kind, name) not in seen})
+        seen |= {(need.kind, name) for name in need.parts}
 
 
 def lines(forecast: Forecast, price: float | None, calibration: str) -> Iterator[str]:

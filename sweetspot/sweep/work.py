@@ -172,7 +172,7 @@ class Work:
         scorer = self.located(part)
         folder = self.store / "rewards" / key(scorer, pool.key) if scorer is not None and pool.key else None
         parts, there = self._tiles(pool, folder, sampler, None)
-        mark = key(dict(part))
+        mark = key(dict(part)) if scorer is None else key(scorer)
         parts, there = {f"{mark} {name}": count for name, count in parts.items()}, {f"{mark} {name}" for name in there}
         unit = "tiles" if stage == "score" else ""
         return Need(stage, "score", label("score", config, part), parts, frozenset(there), tokens, unit, True)
