@@ -15,7 +15,7 @@ import pytest
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep import job as jobs
 from sweetspot.sweep import local
-from sweetspot.sweep.check import check_seen, file_system, gpus_of, minutes_of
+from sweetspot.sweep.check import check_seen, check_writable, file_system, gpus_of, minutes_of
 from sweetspot.sweep.command import main
 from sweetspot.sweep.folder import Attempt, Job, Status, Sweep
 from sweetspot.sweep.launcher import Local, Shape, Slurm
@@ -242,6 +242,14 @@ def test_a_folder_of_this_machine_alone_is_refused_for_other_nodes(tmp_path: Pat
     check_seen("store", tmp_path / "store", ["elsewhere"], [str(tmp_path)])
     with pytest.raises(ValueError, match=r"store must lie under one of launcher.shared"):
         check_seen("store", tmp_path / "store", ["elsewhere"], [str(tmp_path / "sto")])
+
+
+def test_a_store_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    check_writable("store", tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"store must be a folder that can be written, got .*/file/store"):
+        check_writable("store", tmp_path / "file" / "store")
+    assert not (tmp_path / "a").exists()
 
 
 def test_sbatch_s_own_words_are_what_is_told() -> None:

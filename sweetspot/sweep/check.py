@@ -1,6 +1,7 @@
 """What of a submission can be seen to be wrong before it: partition, GPUs, and folders that the nodes cannot see."""
 
 import math
+import os
 import shutil
 import socket
 from collections.abc import Sequence
@@ -95,6 +96,17 @@ def check_seen(name: str, folder: Path, hosts: Sequence[str], shared: Sequence[s
             f"{name} must lie where every node sees it, got {place} on a file system of this machine ({kind}); "
             "if all nodes do see it, name it in launcher.shared"
         )
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """Refuse a folder that cannot be written or made.
+
+    Raises:
+        ValueError: naming it.
+    """
+    there = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name} must be a folder that can be written, got {folder}")
 
 
 def file_system(place: Path, mounts: str) -> str:

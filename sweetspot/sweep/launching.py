@@ -12,7 +12,7 @@ from rich.console import Console
 from sweetspot import provenance
 from sweetspot.component import build
 from sweetspot.sweep import folder as folders
-from sweetspot.sweep.check import check
+from sweetspot.sweep.check import check, check_writable
 from sweetspot.sweep.folder import Job, Sweep
 from sweetspot.sweep.forecast import lines
 from sweetspot.sweep.launcher import Launcher, Local, Slurm
@@ -73,8 +73,10 @@ def launch(asked: Asked) -> Sweep:
     if not sound:
         raise ValueError(str(next(iter(known.values()))))
     check_axes(known, keys)
+    places = {"store": Path(str(sound[0].config["store"])), "hydra.sweep.dir": asked.folder}
+    for name, place in places.items():
+        check_writable(name, place)
     if isinstance(launcher, Slurm):
-        places = {"store": Path(str(sound[0].config["store"])), "hydra.sweep.dir": asked.folder}
         check(launcher, {**places, "run.py": asked.program.parent})
     sweep = written(asked, keys, launcher, known)
     standing = outcomes(sweep)
