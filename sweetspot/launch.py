@@ -3,7 +3,8 @@
 vLLM, the reward model and the trainer never share a process: memory comes back only when a process ends. A worker is a
 module with `main(job, emit)`, started as `python -m sweetspot.launch MODULE JOB.json`; the job is plain JSON, so a
 failed one can be started again by hand. It tells of itself through `events.jsonl` beside the job: {"progress": ...},
-{"metrics": ...}, {"tile": the one it has begun}, {"made": the one it has placed} or {"error": ...}.
+{"metrics": ...}, {"tile": the one it has begun}, {"made": the one it has placed} or {"error": ...}, each with the time
+"at" which it was told (seconds since 1970).
 
 Several workers of one job divide its tiles among themselves (`sweetspot.fill`). One that dies, or whose engine fails,
 is started again, and its tile is remade; a tile that fails three times ends the job. An error of the user ends it at
@@ -277,7 +278,7 @@ def main(module: str, job_path: str) -> None:
     with (path.parent / "events.jsonl").open("a", buffering=1) as events:
 
         def emit(event: dict[str, Any]) -> None:
-            events.write(json.dumps(event) + "\n")
+            events.write(json.dumps({**event, "at": time.time()}) + "\n")
 
         try:
             importlib.import_module(module).main(json.loads(path.read_text()), emit)

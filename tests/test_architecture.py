@@ -66,6 +66,7 @@ SIDEWAYS = {
     ("sft", "data"),
     ("sft", "dpo"),
     ("sweep", "manifest"),
+    ("sweep", "report"),
     ("trainer", "logprob"),
     ("reward_model", "sampler"),  # what every vLLM engine needs
 }

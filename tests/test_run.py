@@ -16,6 +16,9 @@ import pytest
 from sweetspot.model import Model
 from sweetspot.schema import PAIRS, REWARDS
 from sweetspot.store import read_tile
+from sweetspot.sweep.calibrate import measured
+from sweetspot.sweep.rates import NOTHING
+from sweetspot.sweep.work import Work
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +122,42 @@ def test_the_same_command_makes_nothing(
     assert again["made"] == 0
     assert again["rounds"] == first["rounds"]
     assert again["evaluations"] == first["evaluations"]
+
+
+def test_a_forecast_knows_what_a_run_will_make_and_what_it_has_made(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """12 prompts in tiles of 4 x 4: 6 tiles for n = 8, 9 for n = 12."""
+    store, manifest = finished
+    config = manifest["config"]
+    before, after = Work(tmp_path / "none", NOTHING).of(config), Work(store, NOTHING).of(config)
+    made = {stage["name"]: stage["made"] for stage in manifest["stages"]}
+    assert [need.stage for need in before] == ["sample", "score", "reference", "train", *["evaluate"] * 9]
+    assert [len(need.parts) for need in before[:4]] == [made["sample"], made["score"], 2, made["train"]]
+    assert [len(need.parts) for need in before[4:]] == [1, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert sum(before[0].parts.values()) == manifest["rounds"][0]["samples"]["drawn"]
+    assert sum(before[3].parts.values()) == 2 * 12  # both responses of a pair, one epoch
+    assert not any(need.there for need in before)
+    assert [need.stage for need in after] == ["sample", "score", "reference", "train", "evaluate"]
+    assert all(need.there == need.parts.keys() for need in after)
+    more = Work(store, NOTHING).of({**config, "n_samples": 12})
+    assert [len(need.parts.keys() - need.there) for need in more[:4]] == [3, 3, 2, 1]
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_calibration_reads_its_rates_off_a_run(finished: tuple[Path, dict[str, Any]]) -> None:
+    store, manifest = finished
+    rates = {rate.kind: rate for rate in measured(manifest, store.parent / "first", manifest["seconds"] + 3)}
+    assert rates.keys() == {"job", "sample", "score", "reference", "train"}
+    for stage in manifest["stages"][:5]:
+        if stage["name"] in rates:
+            rate = rates[stage["name"]]
+            assert 0 < rate.per_token < 1
+            assert 0.3 * stage["seconds"] < rate.start < stage["seconds"]  # a worker's imports are most of it
+    assert rates["sample"].tokens == manifest["rounds"][0]["samples"]["mean_tokens"]
+    assert rates["train"].bytes_each > 100_000
+    spent = sum(stage["seconds"] for stage in manifest["stages"])
+    assert rates["job"].start == pytest.approx(manifest["seconds"] + 3 - spent)
 
 
 def test_two_workers_of_one_run_divide_the_tiles_and_make_the_same_bytes(

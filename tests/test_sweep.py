@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +14,15 @@ import pytest
 
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep import job as jobs
-from sweetspot.sweep.check import check_seen, file_system, gpus_of
+from sweetspot.sweep import local
+from sweetspot.sweep.check import check_seen, check_writable, file_system, gpus_of, minutes_of
+from sweetspot.sweep.command import main
 from sweetspot.sweep.folder import Attempt, Job, Status, Sweep
-from sweetspot.sweep.launcher import Shape, Slurm
+from sweetspot.sweep.launcher import Local, Shape, Slurm
 from sweetspot.sweep.launching import Asked, written
 from sweetspot.sweep.outcome import outcomes
-from sweetspot.sweep.points import axes, check_axes, own, point_name, run_name, sweep_name
-from sweetspot.sweep.submit import hand_over, parameters, python_command, told_by
+from sweetspot.sweep.points import axes, check_axes, composed, own, point_name, run_name, sweep_name
+from sweetspot.sweep.submit import hand_over, parameters, python_command, submit, told_by
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,7 +60,7 @@ def test_choices_ranges_and_globs_are_axes() -> None:
     assert axes(["a=1,2", "b=[1,2]", "c=glob(x*)", "d=range(1,3)", "e='1,2'", "f=choice(a,b)"]) == ["a", "c", "d", "f"]
 
 
-def composed(point: Any) -> dict[str, Any]:
+def plain(point: Any) -> dict[str, Any]:
     values = dict(word.split("=") for word in point)
     launch = {"_target_": "sweetspot.launch.Launch", "threads": 1, "devices": None, "lease_seconds": 60.0}
     return {
@@ -69,12 +73,17 @@ def composed(point: Any) -> dict[str, Any]:
 def test_an_axis_that_changes_no_result_is_named() -> None:
     points = [[f"n={n}", f"threads={threads}"] for n in (5, 20) for threads in (1, 2)]
     with pytest.raises(ValueError, match=r"threads: an axis .* threads=1 and threads=2 make the same"):
-        check_axes(points, ["n", "threads"], composed)
-    check_axes([["n=5"], ["n=20"]], ["n"], composed)
+        check_axes(composed(points, plain, dict), ["n", "threads"])
+    check_axes(composed([["n=5"], ["n=20"]], plain, dict), ["n"])
 
 
 def sweep_in(folder: Path, *sets: Job) -> Sweep:
-    local = {"_target_": "sweetspot.sweep.launcher.Local", "plan": "simple", "dry_run": False}
+    local = {
+        "_target_": "sweetspot.sweep.launcher.Local",
+        "dry_run": False,
+        "calibration": "none",
+        "price_per_device_hour": None,
+    }
     return Sweep(folder, "python run.py -m", "2026-01-01", "/run.py", str(folder), local, "simple", None, sets)
 
 
@@ -92,8 +101,12 @@ def test_a_second_sweep_keeps_the_jobs_of_the_first_and_adds_its_own(tmp_path: P
     first = sweep_in(tmp_path, Job(0, "n=5", ("n=5", "seed=1")), Job(1, "n=20", ("n=20", "seed=1")))
     folders.write(first)
     points = [["n=20", "seed=1"], ["n=50", "seed=1"]]
-    asked = Asked(tmp_path, "again", Path("/run.py"), first.launcher, ["n=20,50", "seed=1"], points, composed)
-    assert written(asked, ["n"], "simple").jobs == (*first.jobs, Job(2, "n=50", ("n=50", "seed=1")))
+    asked = Asked(tmp_path, "again", Path("/run.py"), first.launcher, ["n=20,50", "seed=1"], points, plain, dict)
+    local = Local(dry_run=False, calibration="none", price_per_device_hour=None)
+    assert written(asked, ["n"], local, composed(points, plain, dict)).jobs == (
+        *first.jobs,
+        Job(2, "n=50", ("n=50", "seed=1")),
+    )
 
 
 def test_a_job_that_says_it_runs_but_has_no_process_was_killed(tmp_path: Path) -> None:
@@ -123,7 +136,10 @@ class AtOnce:
             time = folders.now()
             status = Status("failed", "n must be 5", 1, 0, os.uname().nodename, os.getpid(), None, time, time)
             folders.write_status(Path(place) / str(number), status)
-        return [SimpleNamespace(paths=SimpleNamespace(stdout=Path(place) / "logs" / "out")) for place in places]
+        return [
+            SimpleNamespace(job_id=str(os.getpid()), paths=SimpleNamespace(stdout=Path(place) / "logs" / "out"))
+            for place in places
+        ]
 
 
 def test_a_job_that_ends_while_it_is_submitted_has_ended(tmp_path: Path) -> None:
@@ -150,6 +166,7 @@ def slurm(**changes: Any) -> Slurm:
         ["partition", "account", "qos", "constraint", "reservation", "exclude", "dependency", "container"]
     )
     rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "pool_jobs": 1, "setup": []}
+    rest |= {"calibration": "none", "price_per_device_hour": None}
     limits: dict[str, Any] = {"array_parallelism": 8, "signal_seconds": 30, "requeues": 3, "shared": None, "more": {}}
     pool = Shape(gpus=1, cpus=8, memory_gb=None, minutes=30)
     return Slurm(**{**none, **rest, **limits, **shape, "python": None, "pool": pool, **changes})
@@ -198,6 +215,16 @@ def test_gpus_are_read_from_slurm_s_words() -> None:
     ]
 
 
+def test_time_limits_are_read_from_slurm_s_words() -> None:
+    assert [minutes_of(limit) for limit in ("infinite", "1-12:00:00", "1:30:00", "30:00", "n/a")] == [
+        float("inf"),
+        2160,
+        90,
+        30,
+        float("inf"),
+    ]
+
+
 MOUNTS = "overlay / overlay rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\nserver:/home /home nfs4 rw 0 0\n"
 
 
@@ -215,6 +242,14 @@ def test_a_folder_of_this_machine_alone_is_refused_for_other_nodes(tmp_path: Pat
     check_seen("store", tmp_path / "store", ["elsewhere"], [str(tmp_path)])
     with pytest.raises(ValueError, match=r"store must lie under one of launcher.shared"):
         check_seen("store", tmp_path / "store", ["elsewhere"], [str(tmp_path / "sto")])
+
+
+def test_a_store_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    check_writable("store", tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"store must be a folder that can be written, got .*/file/store"):
+        check_writable("store", tmp_path / "file" / "store")
+    assert not (tmp_path / "a").exists()
 
 
 def test_sbatch_s_own_words_are_what_is_told() -> None:
@@ -269,6 +304,40 @@ def test_a_refused_point_ends_no_other_and_the_sweep_fails(tmp_path: Path, tiny_
     again = command(tmp_path, data)
     assert "1 to submit" in again.stdout
     assert "1 done already" in again.stdout
+
+
+def until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_cancelling_ends_jobs_of_this_machine_that_run_and_those_that_have_not_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, pathlib, sys, time\npathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\ntime.sleep(300)"
+    )
+    submitit = {"_target_": "sweetspot.sweep.launcher.SubmititLocal", "dry_run": False, "wait": False}
+    submitit |= {"calibration": "none", "price_per_device_hour": None}
+    both = tuple(Job(number, f"a={number}", (str(tmp_path / f"pid-{number}"),)) for number in range(2))
+    sweep = Sweep(tmp_path / "sweep", "", "", str(program), str(ROOT), submitit, "simple", None, both)
+    sweep = submit(sweep, [0])
+    pid = tmp_path / "pid-0"
+    until(lambda: pid.exists() and pid.read_text() != "")
+    sweep = submit(sweep, [1])
+    main(["cancel", str(sweep.folder)])
+    assert capsys.readouterr().out == "2 of 2 jobs cancelled\n"
+    until(lambda: not any(one.lives for one in outcomes(sweep).values()))
+    assert [(one.standing, one.reason) for one in outcomes(sweep).values()] == [
+        ("stopped", "was stopped by a signal"),
+        ("stopped", "ended before it began"),
+    ]
+    assert not local.lives(int(pid.read_text()))
+    assert not (tmp_path / "pid-1").exists()
 
 
 @pytest.mark.slow

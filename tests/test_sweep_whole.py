@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,31 +52,54 @@ def tiles(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in found}
 
 
-def test_a_run_requeued_in_sampling_and_in_training_ends_as_an_undisturbed_one(
+def test_a_run_disturbed_in_each_of_its_stages_ends_as_an_undisturbed_one(
     cluster: Path, tmp_path: Path, tiny_policy: Path, tiny_reward: Path
 ) -> None:
-    """Once by scontrol, which kills, and once by SLURM's signal, at which the job saves and requeues itself."""
+    """Requeued, cancelled, driven off a drained node, ended by SLURM's signal, and on a node that goes down."""
     assert cluster.exists()
-    words = [*overrides(tmp_path, tiny_policy, tiny_reward), "until=train"]
-    alone = [sys.executable, "run.py", *words, f"store={tmp_path}/alone", f"hydra.run.dir={tmp_path}/run"]
-    subprocess.run(alone, cwd=ROOT, check=True, timeout=300, capture_output=True)
-    sweep = sweep_of(ROOT / "run.py", [[*words, f"store={tmp_path}/store"]], memory_gb=3)
-    sweep = submit(type(sweep)(**{**vars(sweep), "folder": tmp_path / "sweep"}), [0])
-    place = sweep.path(sweep.jobs[0])
-    assert sweep.jobs[0].last and sweep.jobs[0].last.slurm_id
-    name = sweep.jobs[0].last.slurm_id
-    until(sweep, lambda _: any(path.suffix == ".parquet" for path in (tmp_path / "store").glob("samples/*/[!.]*")))
-    slurm.call("scontrol", "requeue", name)
-    until(sweep, lambda _: list(place.glob("jobs/*-train/events.jsonl")), 200)
-    slurm.call("scancel", "--signal=USR2", name)
-    assert [one.standing for one in end_of(sweep, 300).values()] == ["done"]
+    words = [one for one in overrides(tmp_path, tiny_policy, tiny_reward) if one != "eval=none"]
+    judge = ["reward_model@eval.judge=sequence_classifier", f"eval.judge.path={tiny_reward}"]
+    words += [*judge, "eval.judge.dtype=float32", "eval.judge_name=tiny", "eval.n_samples=2", "eval.kl_samples=0"]
+    command = [sys.executable, "run.py", *words, f"store={tmp_path}/alone", f"hydra.run.dir={tmp_path}/run"]
+    alone = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        sweep = sweep_of(ROOT / "run.py", [[*words, f"store={tmp_path}/store"]], memory_gb=3)
+        sweep = submit(replace(sweep, folder=tmp_path / "sweep"), [0])
+        place = sweep.path(sweep.jobs[0])
+
+        def begun(stage: str) -> tuple[str, str]:
+            """Waits until the stage has begun; the job's number and node."""
+            now = until(sweep, lambda _: list(place.glob(f"jobs/*-{stage}/events.jsonl")), 240)
+            assert sweep.jobs[0].last
+            return str(sweep.jobs[0].last.slurm_id), next(iter(now.values())).node
+
+        until(sweep, lambda _: any(path.suffix == ".parquet" for path in (tmp_path / "store").glob("samples/*/[!.]*")))
+        slurm.call("scontrol", "requeue", begun("sample")[0])
+        slurm.cancel([begun("score")[0]])
+        until(sweep, lambda now: all(one.standing == "stopped" for one in now.values()))
+        sweep = submit(sweep, [0])
+        name, node = begun("reference")
+        slurm.call("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+        slurm.call("scontrol", "requeue", name)
+        name, other = begun("train")
+        assert other != node
+        slurm.call("scontrol", "update", f"nodename={node}", "state=resume")
+        slurm.call("scancel", "--signal=USR2", name)
+        node = begun("sample-policy")[1]
+        slurm.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")  # it comes back by itself
+        assert [one.standing for one in end_of(sweep, 300).values()] == ["done"]
+        assert alone.wait(timeout=300) == 0
+    finally:
+        alone.kill()
     assert tiles(tmp_path / "store") == tiles(tmp_path / "alone")
-    found, expected = (json.loads((at / "manifest.json").read_text())["rounds"][0] for at in (place, tmp_path / "run"))
+    found, expected = (json.loads((at / "manifest.json").read_text()) for at in (place, tmp_path / "run"))
     for key in ("loss_first", "loss_last"):
-        assert found["policy"][key] == pytest.approx(expected["policy"][key], abs=1e-6)
+        losses = [one["rounds"][0]["policy"][key] for one in (found, expected)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert found["evaluations"] == expected["evaluations"]
     status = read_status(place)
     assert status is not None
-    assert status.requeues == 1
+    assert len(sweep.jobs[0].attempts) == 2
 
 
 def test_a_hundred_processes_fill_one_pool_with_each_tile_once(tmp_path: Path) -> None:

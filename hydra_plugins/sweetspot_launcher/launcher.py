@@ -41,6 +41,7 @@ class SweepLauncher(Launcher):
             ValueError: one line, for a sweep that is refused; nothing is submitted then.
             SweepError: when jobs have failed; all others have ended by then.
         """
+        from run import settings_of
         from sweetspot.sweep import launching
         from sweetspot.sweep.points import own
 
@@ -53,6 +54,7 @@ class SweepLauncher(Launcher):
             task=task,
             points=[own(point) for point in job_overrides],
             compose=self._compose(),
+            check=settings_of,
         )
         launching.launch(asked)
         return [JobReturn(overrides=point, status=JobStatus.COMPLETED) for point in job_overrides]

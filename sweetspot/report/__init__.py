@@ -1,19 +1,47 @@
-"""The report of a run: report.html beside its manifest.json, and the summary on the terminal."""
+"""The report of a run, report.html beside its manifest.json; that of a sweep; and the summary on the terminal."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sweetspot.report.results import evaluated
+from sweetspot.report.results import evaluated, evaluation_result
 from sweetspot.report.rows import Shown, points, read_history, read_scored, read_shown
 from sweetspot.report.summary import sections, summary, verdict
 from sweetspot.report.words import count, duration, in_sd, number, percent, signed
 
-__all__ = ["summary", "write"]
+__all__ = ["summary", "write", "write_sweep"]
+
+
+def write_sweep(path: Path, sweep: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> Path:
+    """Write the report of a sweep: a table of its points, the failures with reasons and logs, and what it took.
+
+    Args:
+        path: where it goes; an earlier report is replaced.
+        sweep: {"command", "created", "commit", "seconds": of each stage over all jobs (forecast, actual), or None}.
+        jobs: of the points {"name", "standing", "reason", "log", "page": its report.html from here or None, "manifest":
+            or None}.
+    """
+    names = dict.fromkeys(one["name"] for job in jobs if job["manifest"] for one in job["manifest"]["evaluations"])
+    page = _template("sweep.html.j2").render(
+        sweep=sweep,
+        evaluations=list(names),
+        points=[_point(job, list(names)) for job in jobs],
+        bad=[job for job in jobs if job["reason"] and job["standing"] != "done"],
+    )
+    return _replace(path, page)
+
+
+def _point(job: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What the table of a sweep shows of a point; None and "" where it did not get so far."""
+    manifest: Mapping[str, Any] = job["manifest"] or {"rounds": [], "evaluations": []}
+    last = manifest["rounds"][-1] if manifest["rounds"] else {}
+    found = {one["name"]: evaluation_result(one) for one in manifest["evaluations"]}
+    facts = {name: last.get(name) for name in ("samples", "pairs", "policy")}
+    return {**job, **facts, "results": [found.get(name, "") for name in names], "seconds": manifest.get("seconds")}
 
 
 def write(manifest_path: Path) -> Path:
@@ -26,7 +54,7 @@ def write(manifest_path: Path) -> Path:
         The report's path. An earlier report is replaced.
     """
     manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
-    page = _template().render(
+    page = _template("report.html.j2").render(
         manifest=manifest,
         verdict=verdict(manifest),
         sections=list(sections(manifest)),
@@ -35,13 +63,16 @@ def write(manifest_path: Path) -> Path:
         keys=list(_keys(manifest)),
         config=yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True, width=100),
     )
-    path = manifest_path.with_name("report.html")
-    scratch = path.with_name(".report.html.part")
+    return _replace(manifest_path.with_name("report.html"), page)
+
+
+def _replace(path: Path, page: str) -> Path:
+    scratch = path.with_name(f".{path.name}.part")
     scratch.write_text(page, encoding="utf-8")
     return scratch.replace(path)
 
 
-def _template() -> Any:
+def _template(name: str) -> Any:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parents[1]),
         autoescape=True,
@@ -50,7 +81,7 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {show.__name__: show for show in (count, duration, in_sd, number, percent, signed)}
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _round(turn: int, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,14 @@ def evaluation_verdict(found: Facts) -> str:
     return reward_verdict(found) if found["kind"] == "held_out" else f"{_TITLES[found['kind']](found)}."
 
 
+def evaluation_result(found: Facts) -> str:
+    """An evaluation's result as a cell of a table."""
+    if found["kind"] != "held_out":
+        return _TITLES[found["kind"]](found)
+    judge = next(judge for judge in found["judges"] if judge["role"] == "judge")
+    return f"{signed(judge['difference'])} ({interval(judge['low'], judge['high'], signed)})"
+
+
 def evaluated(found: Facts) -> Section:
     """The lines of an evaluation."""
     if found["kind"] == "held_out":

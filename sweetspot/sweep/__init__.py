@@ -6,6 +6,7 @@ folder is the contract between the two (`folder` reads and writes it):
 
     runs/NAME/                a sweep: NAME is its axes and a hash of what is the same for all jobs
         jobs.json             what was asked for and submitted (`Sweep`); replaced whole, never half written
+        forecast.json         what the jobs that were submitted last were to take, by stage
         code.diff             what the code differed by from its commit, where it did
         logs/                 what the jobs printed, one file an attempt, and the launcher's own files
         JOB/                  one job, named by its point ("n_samples=5,strategy=max_min"): the run's folder

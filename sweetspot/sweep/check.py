@@ -1,9 +1,11 @@
 """What of a submission can be seen to be wrong before it: partition, GPUs, and folders that the nodes cannot see."""
 
+import math
+import os
 import shutil
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sweetspot.sweep.launcher import Slurm
@@ -22,11 +24,13 @@ class Partition:
         name: as `launcher.partition` names it.
         default: whether it is taken when none is named.
         gpus: the most GPUs that one of its nodes has.
+        minutes: the longest time of a job, infinite where there is no limit.
     """
 
     name: str
     default: bool
     gpus: int
+    minutes: float
 
 
 def check(launcher: Slurm, folders: dict[str, Path]) -> None:
@@ -53,11 +57,20 @@ def check(launcher: Slurm, folders: dict[str, Path]) -> None:
 def partitions() -> list[Partition]:
     """The partitions of the cluster."""
     found: dict[str, Partition] = {}
-    for line in call("sinfo", "--noheader", "--format=%P|%G").splitlines():
-        name, gres = line.split("|")
-        own = found.get(name.rstrip("*"), Partition(name.rstrip("*"), name.endswith("*"), 0))
-        found[own.name] = Partition(own.name, own.default, max(own.gpus, gpus_of(gres)))
+    for line in call("sinfo", "--noheader", "--format=%P|%G|%l").splitlines():
+        name, gres, limit = line.split("|")
+        own = found.get(name.rstrip("*"), Partition(name.rstrip("*"), name.endswith("*"), 0, minutes_of(limit)))
+        found[own.name] = replace(own, gpus=max(own.gpus, gpus_of(gres)))
     return list(found.values())
+
+
+def minutes_of(limit: str) -> float:
+    """A time in SLURM's words ("infinite", "1-12:00:00", "30:00"), in minutes."""
+    if not limit[0].isdigit():
+        return math.inf
+    days, _, clock = limit.rpartition("-")
+    hours, minutes, seconds = [0, *map(int, clock.split(":"))][-3:]
+    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
 
 
 def gpus_of(gres: str) -> int:
@@ -85,6 +98,17 @@ def check_seen(name: str, folder: Path, hosts: Sequence[str], shared: Sequence[s
         )
 
 
+def check_writable(name: str, folder: Path) -> None:
+    """Refuse a folder that cannot be written or made.
+
+    Raises:
+        ValueError: naming it.
+    """
+    there = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name} must be a folder that can be written, got {folder}")
+
+
 def file_system(place: Path, mounts: str) -> str:
     """The kind of the file system that a place is or will be on, by the lines of /proc/mounts."""
     fields = [line.split() for line in mounts.splitlines()]
@@ -97,6 +121,11 @@ def _check_partition(launcher: Slurm, known: Sequence[Partition]) -> None:
     wanted = launcher.partition.split(",") if launcher.partition else [one.name for one in known if one.default]
     if unknown := [name for name in wanted if name not in names]:
         raise ValueError(f"launcher.partition must be one of {', '.join(names)}, got {', '.join(unknown)}")
+    longest = max((one.minutes for one in known if one.name in wanted), default=math.inf)
+    for key, minutes in {"minutes": launcher.minutes, "pool.minutes": launcher.pool.minutes}.items():
+        if minutes > longest:
+            where = f"partition {', '.join(wanted)}"
+            raise ValueError(f"launcher.{key} must be <= {longest:g}, the time limit of {where}, got {minutes}")
     most = max((one.gpus for one in known if one.name in wanted), default=0)
     for key, gpus in {"gpus": launcher.gpus, "pool.gpus": launcher.pool.gpus}.items():
         if gpus > most:

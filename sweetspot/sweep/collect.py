@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweetspot.manifest import flat_metrics
-from sweetspot.sweep.folder import Sweep
+from sweetspot.report import write_sweep
+from sweetspot.sweep import folder as folders
+from sweetspot.sweep.folder import Job, Sweep
+from sweetspot.sweep.forecast import STAGES
 from sweetspot.sweep.outcome import Outcome
 
 SHOWN = ("job", "standing", "reason", "kept", "chosen_z", "rejected_z", "margin", "log")
+OTHERS = {"select": "start and end", "sft": "prepare"}
 PAIRS = ("kept", "chosen_z", "rejected_z", "margin")
 
 
@@ -29,7 +34,7 @@ def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
             "overrides": " ".join(job.overrides),
             "standing": found[job.number].standing,
             "reason": found[job.number].reason,
-            "log": str(sweep.log(job) or sweep.path(job)),
+            "log": _log(sweep, job),
             **_numbers(sweep.path(job) / "manifest.json"),
         }
         for job in sweep.jobs
@@ -38,7 +43,8 @@ def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
 
 
 def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
-    """Write the table into the folder: sweep.parquet has every number, sweep.md those of the last round's pairs."""
+    """Write the table into the folder: sweep.parquet has every number, sweep.md those of the last round's pairs, and
+    sweep.html results, failures and times."""
     table = rows(sweep, found)
     names = list(dict.fromkeys(name for row in table for name in row))
     columns = {name: [row.get(name) for row in table] for name in names}
@@ -49,7 +55,58 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     scratch = page.with_suffix(".part")
     scratch.write_text(markdown(SHOWN, table))
     scratch.replace(page)
-    return [parquet, page]
+    return [parquet, page, _report(sweep, found)]
+
+
+def _report(sweep: Sweep, found: Mapping[int, Outcome]) -> Path:
+    expected = folders.read_forecast(sweep.folder)
+    taken = stage_seconds(sweep, expected[0]) if expected else None
+    seconds = {name: (each, taken[name]) for name, each in expected[1].items()} if expected and taken else None
+    facts = {"command": sweep.command, "created": sweep.created, "commit": sweep.commit, "seconds": seconds}
+    jobs: list[dict[str, Any]] = []
+    for job in sweep.jobs:
+        one, manifest, page = found[job.number], sweep.path(job) / "manifest.json", sweep.path(job) / "report.html"
+        if job.part == "run" or one.standing != "done":
+            jobs.append(
+                {
+                    **{"name": job.name, "standing": one.standing, "reason": one.reason, "log": _log(sweep, job)},
+                    "page": f"{job.name}/report.html" if page.exists() else None,
+                    "manifest": json.loads(manifest.read_text()) if manifest.exists() else None,
+                }
+            )
+    return write_sweep(sweep.folder / "sweep.html", facts, jobs)
+
+
+def _log(sweep: Sweep, job: Job) -> str:
+    return str(sweep.log(job) or sweep.path(job))
+
+
+def stage_seconds(sweep: Sweep, numbers: Sequence[int]) -> dict[str, float] | None:
+    """What the stages of these jobs took, summed over them, by the names of a forecast; None until all are there.
+
+    "start and end" is what the last turn of a job took beside its stages.
+    """
+    found: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+    for job in sweep.jobs:
+        if job.number not in numbers:
+            continue
+        status, path = folders.read_status(sweep.path(job)), sweep.path(job) / "manifest.json"
+        if status is None or status.ended is None or status.state != "done" or not path.exists():
+            return None
+        stages = json.loads(path.read_text())["stages"]
+        for stage in stages:
+            found[_stage(stage["name"])] += stage["seconds"]
+        whole = datetime.fromisoformat(status.ended) - datetime.fromisoformat(status.started)
+        found["start and end"] += whole.total_seconds() - sum(stage["seconds"] for stage in stages)
+    return found
+
+
+def _stage(name: str) -> str:
+    """The forecast's stage of one that a manifest names: further turns of adaptive sampling count as the first."""
+    first, _, rest = name.partition(" ")
+    return (
+        first if first in STAGES and (not rest or rest.isdecimal() or rest == "check") else OTHERS.get(name, "evaluate")
+    )
 
 
 def markdown(columns: Sequence[str], table: Sequence[Mapping[str, Any]]) -> str:

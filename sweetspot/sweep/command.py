@@ -10,17 +10,25 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sweetspot.sweep import collect, slurm
+from sweetspot.sweep import collect, local, rates, slurm
 from sweetspot.sweep import folder as folders
+from sweetspot.sweep.calibrate import calibrate
 from sweetspot.sweep.folder import Sweep
 from sweetspot.sweep.outcome import Outcome, outcomes
 from sweetspot.sweep.submit import submit
 
+FOLDER_COMMANDS = {
+    "status": "how each job stands",
+    "collect": "one table of whatever finished",
+    "resubmit": "submits what failed, was stopped or is missing",
+    "cancel": "ends what waits or runs",
+}
 EXAMPLES = """examples:
   python -m sweetspot.sweep status runs/latest            how each job stands;  --watch repeats it until all have ended
   python -m sweetspot.sweep collect runs/latest           sweep.parquet and sweep.md of whatever finished
   python -m sweetspot.sweep resubmit runs/latest          submits what failed, was stopped or is missing
   python -m sweetspot.sweep cancel runs/latest            ends what waits or runs
+  python -m sweetspot.sweep calibrate model=other model.path=MODEL     a small run; calibration.json for the forecast
 """
 
 
@@ -33,10 +41,21 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "python -m sweetspot.sweep", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["status", "collect", "resubmit", "cancel"])
-    parser.add_argument("folder", type=Path, help="the sweep's (runs/NAME)")
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="of status: show it again and again")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, words in FOLDER_COMMANDS.items():
+        one = commands.add_parser(name, help=words)
+        one.add_argument("folder", type=Path, help="the sweep's (runs/NAME)")
+        if name == "status":
+            one.add_argument("--watch", type=float, metavar="SECONDS", help="show it again and again")
+    measure = commands.add_parser("calibrate", help="measures how fast the stages go, for the forecast of a sweep")
+    measure.add_argument("--file", type=Path, default=Path("calibration.json"), help="what is measured is added to it")
+    measure.add_argument("--prompts", type=int, help="to sample for; more take longer and tell more")
+    measure.add_argument("--at-once", type=int, default=1, help="runs at once, where jobs will share a machine's cores")
+    measure.add_argument("overrides", nargs="*", help="those of the sweep; strategy, n_samples and eval are set here")
     asked = parser.parse_args(arguments)
+    if asked.command == "calibrate":
+        _calibrate(asked)
+        return
     sweep = folders.read(asked.folder.resolve())
     match asked.command:
         case "status":
@@ -96,8 +115,16 @@ def _resubmit(sweep: Sweep) -> None:
 def _cancel(sweep: Sweep) -> None:
     found = outcomes(sweep)
     living = [job for job in sweep.jobs if found[job.number].lives]
-    here = [job.name for job in living if job.last and job.last.slurm_id is None]
-    if here:
-        raise ValueError(f"cancel ends jobs of SLURM; those of this machine end by their process: {', '.join(here)}")
+    local.cancel(sweep, [job for job in living if job.last and job.last.slurm_id is None])
     slurm.cancel([job.last.slurm_id for job in living if job.last and job.last.slurm_id])
     print(f"{len(living)} of {len(sweep.jobs)} jobs cancelled")
+
+
+def _calibrate(asked: argparse.Namespace) -> None:
+    before = rates.read(asked.file)  # a file of another kind is told of before anything runs
+    found = calibrate(asked.overrides, asked.prompts, asked.at_once)
+    rates.write(asked.file, before.merged(found))
+    for rate in found.rates:
+        speed = f", then {1 / rate.per_token:,.0f} tokens/s" if rate.per_token else ""
+        print(f"{rate.kind:10}{rate.of}: {rate.start:.1f} s{speed}")
+    print(asked.file)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,11 +21,14 @@ class Attempt:
         log: what the job prints, relative to the sweep's folder; None where it prints to the launcher's terminal. Its
             requeues add to the same file.
         submitted: when, before any of it could begin (`now`).
+        host, pid: of the process that starts it; None in SLURM.
     """
 
     slurm_id: str | None
     log: str | None
     submitted: str
+    host: str | None = None
+    pid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,21 @@ def write_status(folder: Path, status: Status) -> None:
     """Replace the job's status.json."""
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "status.json", asdict(status))
+
+
+def write_forecast(folder: Path, numbers: Sequence[int], seconds: Mapping[str, float]) -> None:
+    """Replace the sweep's forecast.json: the jobs that were submitted last, and the seconds of each stage in all of
+    them."""
+    _replace(folder / "forecast.json", {"jobs": list(numbers), "seconds": dict(seconds)})
+
+
+def read_forecast(folder: Path) -> tuple[list[int], dict[str, float]] | None:
+    """What `write_forecast` wrote; None where there is nothing."""
+    try:
+        plain: dict[str, Any] = json.loads((folder / "forecast.json").read_text())
+    except FileNotFoundError:
+        return None
+    return plain["jobs"], plain["seconds"]
 
 
 def _job(plain: dict[str, Any]) -> Job:

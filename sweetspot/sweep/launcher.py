@@ -15,6 +15,8 @@ class Local:
     """Every job in turn, in a process of its own on this machine."""
 
     dry_run: bool
+    calibration: str = Field(min_length=1)
+    price_per_device_hour: float | None = Field(ge=0)
 
 
 @component
@@ -23,6 +25,8 @@ class SubmititLocal:
 
     dry_run: bool
     wait: bool
+    calibration: str = Field(min_length=1)
+    price_per_device_hour: float | None = Field(ge=0)
 
 
 @component
@@ -42,6 +46,8 @@ class Slurm:
     plan: Plan
     dry_run: bool
     wait: bool
+    calibration: str = Field(min_length=1)
+    price_per_device_hour: float | None = Field(ge=0)
     partition: str | None
     account: str | None
     qos: str | None

@@ -12,11 +12,13 @@ from rich.console import Console
 from sweetspot import provenance
 from sweetspot.component import build
 from sweetspot.sweep import folder as folders
-from sweetspot.sweep.check import check
+from sweetspot.sweep.check import check, check_writable
 from sweetspot.sweep.folder import Job, Sweep
+from sweetspot.sweep.forecast import lines
 from sweetspot.sweep.launcher import Launcher, Local, Slurm
 from sweetspot.sweep.outcome import Outcome, outcomes
-from sweetspot.sweep.points import axes, check_axes, key_of, point_name, pool_points
+from sweetspot.sweep.planning import forecast
+from sweetspot.sweep.points import Composed, Known, axes, check_axes, composed, key_of, own, point_name, pool_points
 from sweetspot.sweep.submit import submit
 
 POLL_SECONDS = 2.0
@@ -39,6 +41,7 @@ class Asked:
         task: the overrides as they were typed, sweeps not yet spread out.
         points: the overrides of each job.
         compose: gives the plain configuration of a point, hydra's part left out.
+        check: raises ValueError for a configuration that a run would refuse.
     """
 
     folder: Path
@@ -48,6 +51,7 @@ class Asked:
     task: Sequence[str]
     points: Sequence[Sequence[str]]
     compose: Callable[[Sequence[str]], Mapping[str, Any]]
+    check: Callable[[Mapping[str, Any]], object]
 
 
 def launch(asked: Asked) -> Sweep:
@@ -62,19 +66,38 @@ def launch(asked: Asked) -> Sweep:
     if not asked.points:
         swept = [one for one in asked.task if key_of(one) in axes(asked.task)]
         raise ValueError(f"a sweep must have at least one point, got none from {' '.join(swept) or 'the sweeper'}")
-    check_axes(asked.points, keys, asked.compose)
+    if swept := [key for key in axes(asked.task) if not own([key])]:
+        raise ValueError(f"{swept[0]}: an axis of a sweep must change what a run makes, and this says where it runs")
+    known = composed(asked.points, asked.compose, asked.check)
+    sound = [one for one in known.values() if isinstance(one, Composed)]
+    if not sound:
+        raise ValueError(str(next(iter(known.values()))))
+    check_axes(known, keys)
+    places = {"store": Path(str(sound[0].config["store"])), "hydra.sweep.dir": asked.folder}
+    for name, place in places.items():
+        check_writable(name, place)
     if isinstance(launcher, Slurm):
-        store = Path(str(asked.compose(asked.points[0])["store"]))
-        check(launcher, {"store": store, "hydra.sweep.dir": asked.folder, "run.py": asked.program.parent})
-    sweep = written(asked, keys, launcher)
+        check(launcher, {**places, "run.py": asked.program.parent})
+    sweep = written(asked, keys, launcher, known)
     standing = outcomes(sweep)
     wanted = [job.number for job in sweep.jobs if _wanted(standing[job.number])]
     _tell(sweep, standing, wanted)
+    jobs = [job for job in sweep.jobs if job.number in wanted]
+    older = [job.overrides for job in jobs if job.overrides not in known]  # pools, and points of a sweep before
+    known = {**known, **composed(older, asked.compose, asked.check)}
+    found, left_out = forecast(jobs, known, launcher)
+    for line in (
+        *lines(found, launcher.price_per_device_hour, launcher.calibration),
+        *(f"left out  {one}" for one in left_out),
+    ):
+        print(line, flush=True)
     if launcher.dry_run:
         return sweep
     sweep.folder.mkdir(parents=True, exist_ok=True)
     provenance.keep(sweep.folder, [asked.command])
     provenance.link_latest(sweep.folder)
+    if wanted:
+        folders.write_forecast(sweep.folder, wanted, found.seconds)
     sweep = submit(sweep, wanted)
     if isinstance(launcher, Local) or launcher.wait:
         follow(sweep)
@@ -89,8 +112,15 @@ def varying(asked: Asked) -> list[str]:
     return list(dict.fromkeys(key_of(one) for point in asked.points for one in point if key_of(one) not in constant))
 
 
-def written(asked: Asked, keys: Sequence[str], launcher: Launcher) -> Sweep:
-    """The sweep that is asked for, with the jobs that its folder has already; nothing is written yet."""
+def written(asked: Asked, keys: Sequence[str], launcher: Launcher, known: Known) -> Sweep:
+    """The sweep that is asked for, with the jobs that its folder has already; nothing is written yet.
+
+    Args:
+        asked: for.
+        keys: its axes.
+        launcher: where it runs.
+        known: its points, composed.
+    """
     plan = launcher.plan if isinstance(launcher, Slurm) else "simple"
     before = folders.read(asked.folder).jobs if (asked.folder / "jobs.json").exists() else ()
     there = {frozenset(job.overrides): job for job in before if job.part == "run"}
@@ -103,7 +133,7 @@ def written(asked: Asked, keys: Sequence[str], launcher: Launcher) -> Sweep:
             there[frozenset(point)] = added[-1]
     pools: list[Job] = []
     if isinstance(launcher, Slurm) and launcher.plan == "pooled":
-        pools = _pools(asked, before, number + len(added), launcher.pool_jobs)
+        pools = _pools(known, before, number + len(added), launcher.pool_jobs)
     merged = [*before, *pools, *added]
     return Sweep(
         folder=asked.folder.resolve(),
@@ -118,11 +148,11 @@ def written(asked: Asked, keys: Sequence[str], launcher: Launcher) -> Sweep:
     )
 
 
-def _pools(asked: Asked, before: Sequence[Job], number: int, count: int) -> list[Job]:
+def _pools(known: Known, before: Sequence[Job], number: int, count: int) -> list[Job]:
     """The jobs that fill the shared pools and are not in the sweep yet, numbered from `number`."""
     there = [job for job in before if job.part == "pool"]
-    known = {job.overrides for job in there}
-    wanted = [one for one in pool_points(asked.points, asked.compose) if one not in known for _ in range(count)]
+    old = {job.overrides for job in there}
+    wanted = [one for one in pool_points(known) if one not in old for _ in range(count)]
     return [Job(number + place, f"pool-{len(there) + place}", one, part="pool") for place, one in enumerate(wanted)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sweetspot.sweep import slurm
+from sweetspot.sweep import local, slurm
 from sweetspot.sweep.folder import Attempt, Job, Status, Sweep, read_status
 
 Standing = Literal["not submitted", "waiting", "running", "stopped", "failed", "done"]
@@ -57,11 +57,12 @@ def outcomes(sweep: Sweep) -> dict[int, Outcome]:
 
 
 def _outcome(sweep: Sweep, job: Job, known: Mapping[str, slurm.Known]) -> Outcome:
-    status = read_status(sweep.path(job))
     if job.last is None:
         return Outcome("not submitted", "", "", "")
+    gone = local.gone(job.last)  # before its status is read: it writes that before it ends
+    status = read_status(sweep.path(job))
     if job.last.slurm_id is None:
-        return _of_process(job.last, status)
+        return _of_process(job.last, status, gone)
     now = known.get(job.last.slurm_id)
     if status is not None and status.slurm_id != job.last.slurm_id:
         status = None  # of an attempt before
@@ -85,14 +86,17 @@ def _of_slurm(now: slurm.Known | None, status: Status | None, log: Path | None) 
     return Outcome("failed", said, now.node, "")
 
 
-def _of_process(last: Attempt, status: Status | None) -> Outcome:
-    if status is None or status.started < last.submitted:
-        return Outcome("waiting", "", "", "")
+def _of_process(last: Attempt, status: Status | None, gone: bool) -> Outcome:
+    if status is None or not local.begun(last, status):
+        return Outcome("stopped", "ended before it began", "", "") if gone else Outcome("waiting", "", "", "")
     if status.state == "running":
         if status.host != socket.gethostname():
             return Outcome("running", f"as far as {status.host} knows", status.host, "")
-        lives = Path(f"/proc/{status.pid}").exists()
-        return Outcome("running", "", status.host, "") if lives else Outcome("failed", "was killed", status.host, "")
+        return (
+            Outcome("running", "", status.host, "")
+            if local.lives(status.pid)
+            else Outcome("failed", "was killed", status.host, "")
+        )
     standing: Standing = "stopped" if status.state == "requeued" else status.state
     return Outcome(standing, status.reason or "", status.host, "")
 

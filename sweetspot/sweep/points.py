@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sweetspot.component import build, key
@@ -13,7 +14,7 @@ ELSEWHERE = ("launcher", "launch", "logger", "store", "remake_corrupt")  # where
 
 
 def axes(overrides: Sequence[str]) -> list[str]:
-    """The keys that sweep ("n_samples"), in the order of the command line, hydra's and launcher's left out.
+    """The keys that sweep ("n_samples"), in the order of the command line.
 
     Raises:
         HydraException: when an override cannot be read.
@@ -76,63 +77,81 @@ def result_key(config: Mapping[str, Any]) -> str:
     return key({name: _identity(part, name) for name, part in config.items() if name not in ELSEWHERE})
 
 
-def pool_points(
-    points: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], Mapping[str, Any]]
-) -> list[tuple[str, ...]]:
+@dataclass(frozen=True)
+class Composed:
+    """A point's plain configuration, and the key of its results."""
+
+    config: Mapping[str, Any]
+    key: str
+
+
+Known = Mapping[tuple[str, ...], Composed | str]  # points with their configurations, or with why they are refused
+
+
+def composed(
+    points: Sequence[Sequence[str]],
+    compose: Callable[[Sequence[str]], Mapping[str, Any]],
+    check: Callable[[Mapping[str, Any]], object],
+) -> Known:
+    """Each point composed once, or why it is refused, which its job will report too.
+
+    Args:
+        points: the overrides of each.
+        compose: gives the plain configuration of a point.
+        check: raises ValueError for one that a run would refuse.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    found: dict[tuple[str, ...], Composed | str] = {}
+    for point in points:
+        try:
+            config = compose(point)
+            check(config)
+            found[tuple(point)] = Composed(config, result_key(config))
+        except (ValueError, HydraException, OmegaConfBaseException) as error:
+            found[tuple(point)] = " ".join(str(error).split())
+    return found
+
+
+def pool_points(known: Known) -> list[tuple[str, ...]]:
     """The overrides of runs that fill the pools which the points share, up to the scores of their largest n.
 
     Points that differ in strategy, training or evaluation share a pool; a pool that serves one point alone is left to
     it, and so is a point that does not compose.
     """
     groups: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
-    for point in points:
-        if compose_key(point, compose) is None:
-            continue
-        config = compose(point)
-        shared = key({name: _identity(config[name], name) for name in POOLED})
-        groups.setdefault(shared, []).append((config["n_samples"], tuple(point)))
+    for point, one in known.items():
+        if isinstance(one, Composed):
+            shared = key({name: _identity(one.config[name], name) for name in POOLED})
+            groups.setdefault(shared, []).append((one.config["n_samples"], point))
     largest = [max(group, key=lambda one: one[0])[1] for group in groups.values() if len(group) > 1]
     return [(*(one for one in point if key_of(one) != "until"), "until=score") for point in largest]
 
 
-def check_axes(points: Sequence[Sequence[str]], keys: Sequence[str], compose: Callable[[Sequence[str]], Any]) -> None:
+def check_axes(known: Known, keys: Sequence[str]) -> None:
     """Hold every axis against the identity of the run, each at the first values of the others.
 
     A value that does not compose is left to its job to report.
 
     Args:
-        points: the overrides of each job.
+        known: the points, composed.
         keys: the axes.
-        compose: gives the plain configuration of a point.
 
     Raises:
         ValueError: for an axis of which two values make the same run.
     """
-    keys_at = {point: compose_key(point, compose) for point in _along_axes(points, keys)}
+    first = next(iter(known))
     for axis in keys:
         seen: dict[str, str] = {}
-        for point, of in keys_at.items():
-            value = next(one for one in point if key_of(one) == axis)
-            if of is not None and seen.setdefault(of, value) != value and _same_but(point, points[0], axis):
+        for point, one in known.items():
+            if isinstance(one, str) or not _same_but(point, first, axis):
+                continue
+            value = next(word for word in point if key_of(word) == axis)
+            if (other := seen.setdefault(one.key, value)) != value:
                 raise ValueError(
-                    f"{axis}: an axis of a sweep must change what a run makes; {seen[of]} and {value} make the same"
+                    f"{axis}: an axis of a sweep must change what a run makes; {other} and {value} make the same"
                 )
-
-
-def compose_key(point: Sequence[str], compose: Callable[[Sequence[str]], Any]) -> str | None:
-    """The key of a point's results; None when it does not compose."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return result_key(compose(point))
-    except (ValueError, HydraException, OmegaConfBaseException):
-        return None
-
-
-def _along_axes(points: Sequence[Sequence[str]], keys: Sequence[str]) -> list[tuple[str, ...]]:
-    """The points that differ from the first one in one axis at most."""
-    return [tuple(point) for point in points if any(_same_but(point, points[0], axis) for axis in keys)]
 
 
 def _same_but(point: Sequence[str], other: Sequence[str], axis: str) -> bool:

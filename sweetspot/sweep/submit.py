@@ -1,7 +1,9 @@
 """Submit jobs of a written sweep, for the first time or again, through submitit."""
 
+import os
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -51,7 +53,8 @@ def submit(sweep: Sweep, numbers: Sequence[int]) -> Sweep:
             case SubmititLocal():
                 attempts = _together(sweep, chosen)
             case Local():
-                attempts = [Attempt(None, None, folders.now())] * len(chosen)
+                own = Attempt(None, None, folders.now(), socket.gethostname(), os.getpid())
+                attempts = [own] * len(chosen)
         before = sorted({one.slurm_id.partition("_")[0] for one in attempts if one.slurm_id})
         changed = {
             job.number: replace(job, attempts=(*job.attempts, one)) for job, one in zip(chosen, attempts, strict=True)
@@ -148,10 +151,11 @@ def hand_over(sweep: Sweep, chosen: Sequence[Job], executor: Any, slurm: bool) -
     submitted = folders.now()
     numbers = [job.number for job in chosen]
     given = executor.map_array(jobs.run, [str(sweep.folder)] * len(numbers), numbers, [slurm] * len(numbers))
-    return [
-        Attempt(one.job_id if slurm else None, str(one.paths.stdout.relative_to(sweep.folder)), submitted)
-        for one in given
-    ]
+    logs = [str(one.paths.stdout.relative_to(sweep.folder)) for one in given]
+    if slurm:
+        return [Attempt(one.job_id, log, submitted) for one, log in zip(given, logs, strict=True)]
+    host = socket.gethostname()  # submitit numbers jobs of this machine by the process that starts them
+    return [Attempt(None, log, submitted, host, int(one.job_id)) for one, log in zip(given, logs, strict=True)]
 
 
 def _logs(sweep: Sweep) -> Path:
