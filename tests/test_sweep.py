@@ -165,7 +165,7 @@ def slurm(**changes: Any) -> Slurm:
     none = dict.fromkeys(
         ["partition", "account", "qos", "constraint", "reservation", "exclude", "dependency", "container"]
     )
-    rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "pool_jobs": 1, "setup": []}
+    rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "pool_jobs": 1, "setup": [], "nodes": 1}
     rest |= {"calibration": "none", "price_per_device_hour": None}
     limits: dict[str, Any] = {"array_parallelism": 8, "signal_seconds": 30, "requeues": 3, "shared": None, "more": {}}
     pool = Shape(gpus=1, cpus=8, memory_gb=None, minutes=30)
@@ -186,6 +186,8 @@ def test_every_field_reaches_sbatch() -> None:
         "reservation": "r",
         "mail-type": "END",
     }
+    assert parameters(slurm(nodes=2), "run", [], "name")["nodes"] == 2
+    assert parameters(slurm(nodes=2), "pool", [], "name")["nodes"] == 1
     pool = parameters(given, "pool", [], "name")
     assert (pool["gpus_per_node"], pool["cpus_per_task"], pool["time"], "mem" in pool) == (1, 8, 30, False)
     assert python_command(slurm(container="apptainer exec a.sif", python="python3")) == "apptainer exec a.sif python3"

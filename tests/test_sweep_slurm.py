@@ -48,7 +48,7 @@ def launcher(**changes: Any) -> dict[str, Any]:
     none = dict.fromkeys(
         ["partition", "account", "qos", "constraint", "reservation", "exclude", "dependency", "container", "python"]
     )
-    rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "pool_jobs": 1, "setup": []}
+    rest: dict[str, Any] = {"plan": "simple", "dry_run": False, "wait": True, "pool_jobs": 1, "setup": [], "nodes": 1}
     rest |= {"calibration": "none", "price_per_device_hour": None}
     limits: dict[str, Any] = {"array_parallelism": 8, "signal_seconds": 30, "requeues": 3, "shared": None, "more": {}}
     pool = {"_target_": "sweetspot.sweep.launcher.Shape", **shape}
@@ -127,6 +127,16 @@ def test_a_job_goes_on_after_its_node_went_down_and_after_a_preemption(cluster: 
     until(sweep, lambda _: turns.read_text() == "...")
     flag.touch()
     assert end_of(sweep)["do=wait"].standing == "done"
+
+
+def test_a_node_that_fails_ends_the_job_on_both_and_is_named(cluster: Path, program: Path) -> None:
+    assert cluster.exists()
+    program.write_text(
+        "import os, sys, time\nif os.environ['SLURM_NODEID'] == '1':\n    sys.exit('no room')\ntime.sleep(300)"
+    )
+    sweep = submit(sweep_of(program, [["do=fail"]], nodes=2), [0])
+    found = end_of(sweep)["do=fail"]
+    assert (found.standing, found.reason) == ("failed", "node 1: no room")
 
 
 def test_the_pool_comes_first_and_a_failed_pool_keeps_the_runs_from_starting(cluster: Path, program: Path) -> None:

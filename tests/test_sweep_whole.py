@@ -172,3 +172,43 @@ def test_twelve_runs_at_once_sample_and_score_each_tile_once(
     assert made == {"sample": 12, "score": 12}
     assert len(tiles(tmp_path / "store")) == 24
     assert len({json.dumps(manifest["rounds"][0]["rewards"], sort_keys=True) for manifest in manifests}) == 1
+
+
+def test_two_nodes_with_two_ranks_each_train_as_one_process(
+    cluster: Path, tmp_path: Path, tiny_policy: Path, tiny_reward: Path
+) -> None:
+    """By ZeRO-2 through launcher=slurm, the pool's jobs on a node each; the status is the first node's."""
+    assert cluster.exists()
+    pytest.importorskip("deepspeed")
+    words = [*overrides(tmp_path, tiny_policy, tiny_reward), "until=train", "dpo.batch_size=4", "dpo.save_every=100"]
+    command = [sys.executable, "run.py", *words, f"store={tmp_path}/alone", f"hydra.run.dir={tmp_path}/run"]
+    alone = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        asked = [
+            "launcher=slurm",
+            "launcher.cpus=2",
+            "launcher.memory_gb=6",
+            "launcher.pool_jobs=1",
+            "launcher.pool.memory_gb=3",
+        ]
+        spread = ["deepspeed=zero2", "launch.nodes=2", "launch.devices=2", "deepspeed.bucket_size=4096"]
+        where = [f"store={tmp_path}/store", f"hydra.sweep.dir={tmp_path}/sweep"]
+        ended = subprocess.run(
+            [sys.executable, "run.py", *words, *asked, *spread, *where],
+            cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
+        )  # fmt: skip
+        logs = "".join(path.read_text()[-2000:] for path in (tmp_path / "sweep").glob("logs/*.out"))
+        assert ended.returncode == 0, ended.stdout + ended.stderr + logs
+        assert alone.wait(timeout=300) == 0
+    finally:
+        alone.kill()
+    (manifest,) = (tmp_path / "sweep").glob("*/manifest.json")
+    assert losses(tmp_path / "store") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
+    ranks = {path.name for path in (tmp_path / "sweep").rglob("*train-rank-*")}
+    assert {name[-6:] for name in ranks} == {"rank-0", "rank-1", "rank-2", "rank-3"}
+    assert read_status(manifest.parent).state == "done"  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def losses(store: Path) -> list[float]:
+    (curve,) = store.glob("policies/*/history.jsonl")
+    return [json.loads(line)["loss"] for line in curve.read_text().splitlines()]

@@ -38,13 +38,15 @@ def test_ranks_are_all_gpus_unless_fewer_are_asked_for(monkeypatch: pytest.Monke
 
 def test_slurm_tells_the_node_the_head_and_a_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lister = tmp_path / "scontrol"
-    lister.write_text('#!/bin/sh\n[ "$3" = "gpu[7-8]" ] && printf "gpu7\\ngpu8\\n"\n')
+    lines = ["#!/bin/sh", '[ "$3" = "gpu[7-8]" ] && printf "gpu7\\ngpu8\\n"']
+    lines.append('[ "$4" = gpu7 ] && echo "NodeName=gpu7 Arch=x86_64 NodeAddr=10.0.0.7 NodeHostName=gpu7"')
+    lister.write_text("\n".join(lines) + "\nexit 0\n")
     lister.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for name, value in {"NODEID": "1", "JOB_ID": "70001", "JOB_NODELIST": "gpu[7-8]"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     (one,) = ranks.environments(tiny.launch(nodes=2))
-    assert (one["RANK"], one["MASTER_ADDR"], one["MASTER_PORT"]) == ("1", "gpu7", "30001")  # 20000 + 70001 % 20000
+    assert (one["RANK"], one["MASTER_ADDR"], one["MASTER_PORT"]) == ("1", "10.0.0.7", "30001")  # 20000 + 70001 % 20000
 
 
 @pytest.mark.parametrize(

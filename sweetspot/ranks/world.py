@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -101,13 +102,20 @@ def _free_port() -> int:
 
 
 def _slurm_head() -> str | None:
-    """The first host of a SLURM job."""
-    hosts, lister = os.environ.get("SLURM_JOB_NODELIST"), shutil.which("scontrol")
-    if hosts and lister:
-        told = subprocess.run([lister, "show", "hostnames", hosts], capture_output=True, text=True, check=False)
-        if told.returncode == 0 and told.stdout:
-            return told.stdout.split()[0]
-    return os.environ.get("SLURM_LAUNCH_NODE_IPADDR")
+    """The address of a SLURM job's first node, as SLURM itself reaches it."""
+    nodes = os.environ.get("SLURM_JOB_NODELIST")
+    names = _scontrol("show", "hostnames", nodes).split() if nodes else []
+    if not names:
+        return os.environ.get("SLURM_LAUNCH_NODE_IPADDR")
+    found = re.search(r"NodeAddr=(\S+)", _scontrol("show", "node", "--oneliner", names[0]))
+    return found[1] if found else names[0]
+
+
+def _scontrol(*words: str) -> str:
+    """What SLURM's scontrol says; nothing where there is none, in a container say."""
+    lister = shutil.which("scontrol")
+    told = subprocess.run([lister, *words], capture_output=True, text=True, check=False) if lister else None
+    return told.stdout if told and told.returncode == 0 else ""
 
 
 def environments(launch: Launch) -> list[dict[str, str]]:

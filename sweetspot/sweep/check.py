@@ -145,7 +145,15 @@ def _test(launcher: Slurm, part: str) -> None:
         ValueError: with SLURM's words.
     """
     wanted = parameters(launcher, part, [], "test")
-    left_out = {"array_parallelism", "signal_delay_s", "setup", "teardown", "stderr_to_stdout", "additional_parameters"}
+    left_out = {
+        "array_parallelism",
+        "signal_delay_s",
+        "setup",
+        "teardown",
+        "stderr_to_stdout",
+        "additional_parameters",
+        "srun_args",
+    }
     options = {name: value for name, value in wanted.items() if name not in left_out | {"dependency"}}
     options |= wanted["additional_parameters"]
     flags = [_flag(name, value) for name, value in options.items()]

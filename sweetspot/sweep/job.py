@@ -19,6 +19,7 @@ from sweetspot.sweep.folder import Job, Status, Sweep
 from sweetspot.sweep.launcher import Local
 
 TAIL_LINES = 60
+FAULT = "fault-of-node-"
 
 
 class JobError(RuntimeError):
@@ -40,9 +41,15 @@ def run(folder: str, number: int, slurm: bool) -> None:
     """
     sweep = folders.read(Path(folder))
     job = next(one for one in sweep.jobs if one.number == number)
+    if slurm and (node := int(os.environ["SLURM_NODEID"])):
+        _help(sweep, job, node)
+        return
     begun = _begin(sweep, job, slurm)
-    (sweep.path(job) / "error.txt").unlink(missing_ok=True)
+    for left in (sweep.path(job) / "error.txt", *_faults(sweep, job)):
+        left.unlink(missing_ok=True)
     code, told, got = _run(command(sweep, job), sweep.directory)
+    if code and (faults := _faults(sweep, job)):  # SLURM has ended this node for another's fault
+        _fail(sweep, job, begun, code, faults[0].read_text())
     if code and got:  # SLURM signals the workers too: a run may end at their deaths
         _stop(sweep, job, begun, got)
     if code:
@@ -54,7 +61,26 @@ def run(folder: str, number: int, slurm: bool) -> None:
 def command(sweep: Sweep, job: Job) -> list[str]:
     """What a job is: a run of run.py in the job's folder."""
     place = str(sweep.path(job)).replace("'", "\\'")
-    return [sys.executable, sweep.program, *job.overrides, "launcher=local", f"hydra.run.dir='{place}'"]
+    alone = ["launch.nodes=1"] if job.part == "pool" else []
+    return [sys.executable, sweep.program, *job.overrides, *alone, "launcher=local", f"hydra.run.dir='{place}'"]
+
+
+def _help(sweep: Sweep, job: Job, node: int) -> None:
+    """On another node than the first: run the job as well. The first node tells how it stands, and of a fault here.
+
+    Raises:
+        JobError: when the run fails, for which SLURM ends the job on all nodes.
+    """
+    code, told, got = _run(command(sweep, job), sweep.directory)
+    if code and not got:
+        reason = f"node {node}: {_reason(sweep.path(job), code, told)}"
+        (sweep.path(job) / f"{FAULT}{node}").write_text(reason)
+        raise JobError(f"{job.name}: {reason}")
+
+
+def _faults(sweep: Sweep, job: Job) -> list[Path]:
+    """What other nodes than the first have failed of, a file each."""
+    return sorted(sweep.path(job).glob(f"{FAULT}*"))
 
 
 def _begin(sweep: Sweep, job: Job, slurm: bool) -> Status:

@@ -55,6 +55,7 @@ class Slurm:
     reservation: str | None
     exclude: str | None
     dependency: str | None
+    nodes: int = Field(ge=1)
     gpus: int = Field(ge=0)
     cpus: int = Field(ge=1)
     memory_gb: float | None = Field(gt=0)

@@ -112,8 +112,9 @@ def parameters(launcher: Slurm, part: str, before: Sequence[str], name: str) -> 
     wanted: dict[str, Any] = {
         "job_name": name,
         "time": shape.minutes,
-        "nodes": 1,
+        "nodes": launcher.nodes if part == "run" else 1,
         "ntasks_per_node": 1,
+        "srun_args": ["--kill-on-bad-exit=1"],
         "cpus_per_task": shape.cpus,
         "gpus_per_node": shape.gpus or None,
         "mem": None if shape.memory_gb is None else f"{round(shape.memory_gb * 1024)}MB",
