@@ -192,8 +192,9 @@ def test_a_plain_checkpoint_fits_any_number_of_ranks(
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in whole], abs=1e-5)
 
 
-@pytest.mark.parametrize(("devices", "stage"), [(1, 0), (2, 0), (2, 3)])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    ("devices", "stage", "number"), [(1, 0, signal.SIGUSR2), (2, 0, signal.SIGTERM), (2, 3, signal.SIGUSR2)]
+)
 def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_and_code_75(
     devices: int,
     stage: int,

@@ -91,8 +91,7 @@ def test_two_nodes_train_together_and_node_0_alone_writes(
     assert not left(tmp_path)
 
 
-@pytest.mark.parametrize("what", ["sample", "train"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize(("what", "number"), [("sample", signal.SIGTERM), ("train", signal.SIGUSR2)])
 def test_a_run_that_is_told_to_stop_ends_with_code_75_and_goes_on_from_there(
     what: str,
     number: signal.Signals,

@@ -32,9 +32,10 @@ def divide(batch_size: int, device_batch_size: int, ranks: int) -> tuple[int, in
         ValueError: when a step's rows cannot be shared out evenly.
     """
     if batch_size % ranks:
+        fitting = max(count for count in range(1, ranks) if batch_size % count == 0)
         raise ValueError(
             "batch_size must be a multiple of the ranks of training (launch.devices, or all GPUs, x launch.nodes), "
-            f"got {batch_size} and {ranks} ranks"
+            f"got {batch_size} and {ranks} ranks; {fitting} would do"
         )
     share = batch_size // ranks
     device = max(size for size in range(1, min(share, device_batch_size) + 1) if share % size == 0)
