@@ -60,7 +60,7 @@ def test_each_failure_is_told_with_its_log_and_resubmit_completes_exactly_the_mi
     ways = ("good", "raises", "killed", "hungry", "slow")
     words = [one for one in overrides(tmp_path, tiny_policy, tiny_reward) if not one.startswith("reward_model")]
     words += ["reward_model=python_function", f"reward_model.function={','.join(f'rewards.{way}' for way in ways)}"]
-    asked = ["launcher=slurm", "launcher.plan=simple", "launcher.minutes=1", "launcher.signal_seconds=15"]
+    asked = ["launcher=slurm", "launcher.plan=simple", "launcher.minutes=1", "launcher.signal_seconds=5"]
     asked += ["launcher.requeues=1", "launcher.memory_gb=2", "launcher.cpus=1", "until=select"]
     place = tmp_path / "sweep"
     environment = {**os.environ, "FAULTS": str(faults), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
@@ -71,6 +71,9 @@ def test_each_failure_is_told_with_its_log_and_resubmit_completes_exactly_the_mi
             whole, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600
         )
 
+    # the samples are there, so that a minute is enough for those that do no harm
+    alone = [*words[:-1], "reward_model.function=rewards.good", "until=sample", f"hydra.run.dir={tmp_path}/alone"]
+    assert call("run.py", *alone, f"store={tmp_path}/store").returncode == 0
     ended = call("run.py", "-m", *words, *asked, f"store={tmp_path}/store", f"hydra.sweep.dir={place}")
     assert ended.returncode == 1
     assert "4 of 5 jobs failed" in ended.stderr, ended.stderr

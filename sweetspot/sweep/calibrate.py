@@ -139,8 +139,8 @@ def _rate(kind: Kind, manifest: Mapping[str, Any], stage_seconds: float, told: S
     whole = sum(sizes.values()) * mean
     if not share * whole:
         raise ValueError(f"calibrate: {kind} made too little to tell its rate; take more with --prompts")
-    per_token = seconds / (share * whole)
-    start = max(0.0, stage_seconds - per_token * whole)
+    per_token = min(seconds / share, stage_seconds) / whole  # a part that was slowed down cannot stand for the whole
+    start = stage_seconds - per_token * whole
     size = sum(path.stat().st_size for path in artefact.rglob("*") if path.is_file())
     disk = {"bytes_each": float(size)} if kind == "train" else {"bytes_per_token": size / whole}
     return Rate(
