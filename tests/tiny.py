@@ -1,6 +1,7 @@
 """Tiny real models for tests: a 2-layer Llama with random weights, a 384-token tokenizer and a ChatML template."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,10 @@ def train(
     built = {name: to_config(part) for name, part in {"deepspeed": DeepSpeed(stage=0), **parts}.items()}
     main({"output": str(output), "card": {"base": "tiny"}, **built, **inputs}, emit)
     return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()], events
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    save_policy(place / "policy")
+    save_reward(place / "reward")
+    save_reward(place / "gold", seed=7)
