@@ -88,7 +88,7 @@ def test_size_and_experiment_override_the_defaults_and_the_command_line_override
     assert (point.n_samples, point.seed, point.model.name) == (200, 42, "llama3_8b_instruct")
     tiny = settings("experiment=paper_point", "size=tiny", "n_samples=5")
     assert (tiny.n_samples, tiny.seed, tiny.model.path) == (5, 0, "tiny/policy")
-    assert settings("size=tiny", "eval=none", "reward_model=embedded", "sampler=vllm").n_samples == 16
+    assert settings("size=tiny", "eval=none", "reward_model=embedded", "sampler=vllm").n_samples == 32
     assert settings("size=embedded", "model=other", "model.path=a/b", "eval=none").data.limit == 96
     assert settings().n_samples == 16
 

@@ -30,6 +30,14 @@ metric_list:
 """
 
 
+def write_task(folder: Path) -> None:
+    """The task "rhymes" with twelve documents."""
+    rows = [{"question": f"Which rhymes with {n}?", "choices": ["cat", "dog"], "answer": n % 2} for n in range(12)]
+    folder.mkdir(exist_ok=True)
+    (folder / "rhymes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rhymes.yaml").write_text(TASK.format(data=folder / "rhymes.jsonl"))
+
+
 def evaluation(folder: Path, **changes: Any) -> LmEval:
     fields: dict[str, Any] = {
         "tasks": {"rhymes": 0},
@@ -52,9 +60,7 @@ def work(job: dict[str, Any], folder: Path) -> None:
 @pytest.mark.slow
 def test_a_policy_is_measured_on_a_local_task(tiny_model: Model, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    rows = [{"question": f"Which rhymes with {n}?", "choices": ["cat", "dog"], "answer": n % 2} for n in range(12)]
-    (tmp_path / "rhymes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "rhymes.yaml").write_text(TASK.format(data=tmp_path / "rhymes.jsonl"))
+    write_task(tmp_path)
     job = {"evaluation": to_config(evaluation(tmp_path)), "model": to_config(tiny_model)}
     work({**job, "figures": str(tmp_path / "academic.parquet")}, tmp_path)
     table, facts = read_tile(tmp_path / "academic.parquet", ACADEMIC)

@@ -141,7 +141,7 @@ def test_a_job_that_ends_while_it_is_submitted_has_ended(tmp_path: Path) -> None
 def test_a_job_s_folder_is_quoted_for_hydra(tmp_path: Path) -> None:
     job = Job(0, "n=5,a=b", ("n=5",))
     words = jobs.command(sweep_in(tmp_path, job), job)
-    assert words[1:] == ["/run.py", "n=5", "launcher=local", f"hydra.run.dir='{tmp_path}/n=5,a=b'"]
+    assert words[1:] == ["/run.py", "n=5", "launcher=local", "hydra.mode=RUN", f"hydra.run.dir='{tmp_path}/n=5,a=b'"]
 
 
 def slurm(**changes: Any) -> Slurm:

@@ -13,22 +13,23 @@ from sweetspot.statistics import Interval, bootstrap_mean, bootstrap_ratio
 from sweetspot.strategy import Floats
 
 TAIL = 2.0  # standard deviations
+ALPHA = 0.05  # of a test of normality
 
 
 @dataclass(frozen=True)
 class Shape:
     """The shape of the first n rewards of every prompt.
 
-    n: the most that a prompt has. shapiro, lilliefors: the share of the tested prompts that look normal at 5%, each
-    test by itself: 95% in a normal pool. shapiro_adjusted, lilliefors_adjusted: the same by Benjamini-Hochberg, nearly
-    all in a normal pool. skew, kurtosis: means over prompts, with intervals. below, above: the share of all rewards
-    with z < -2 and z > 2. normal_tail: that of either in a normal pool.
+    n: the most that a prompt has. shapiro, lilliefors: the share of the tested prompts that look normal at 5% by each
+    test alone, with intervals over prompts: 95% in a normal pool. shapiro_adjusted, lilliefors_adjusted: the same by
+    Benjamini-Hochberg, nearly all in a normal pool. skew, kurtosis: means over prompts. below, above: the share of all
+    rewards with z < -2 and z > 2. normal_tail: that of either in a normal pool.
     """
 
     n: int
-    shapiro: float
+    shapiro: Interval
     shapiro_adjusted: float
-    lilliefors: float
+    lilliefors: Interval
     lilliefors_adjusted: float
     skew: Interval
     kurtosis: Interval
@@ -54,21 +55,21 @@ def shape_by_n(rewards: ArrayLike, n: Sequence[int], resamples: int = 1000, seed
 def _shape(rewards: Floats, resamples: int, seed: int) -> Shape:
     of, looks = moments(rewards), normality(rewards)
     z = of.z(rewards)
-    many = np.isfinite(z).sum(axis=1)
 
-    def share(beyond: np.ndarray) -> Interval:
-        return bootstrap_mean(np.where(many > 0, beyond.sum(axis=1) / np.maximum(many, 1), np.nan), resamples, seed)
+    def share(found: np.ndarray, counted: np.ndarray) -> Interval:
+        total, many = (np.atleast_2d(part.T).sum(axis=0) for part in (found & counted, counted))
+        return bootstrap_mean(np.where(many > 0, total / np.maximum(many, 1), np.nan), resamples, seed)
 
     return Shape(
         n=rewards.shape[1],
-        shapiro=looks.shapiro_share,
+        shapiro=share(looks.shapiro >= ALPHA, np.isfinite(looks.shapiro)),
         shapiro_adjusted=looks.shapiro_share_adjusted,
-        lilliefors=looks.lilliefors_share,
+        lilliefors=share(looks.lilliefors >= ALPHA, np.isfinite(looks.lilliefors)),
         lilliefors_adjusted=looks.lilliefors_share_adjusted,
         skew=bootstrap_mean(of.skew, resamples, seed),
         kurtosis=bootstrap_mean(of.kurtosis, resamples, seed),
-        below=share(z < -TAIL),
-        above=share(z > TAIL),
+        below=share(z < -TAIL, np.isfinite(z)),
+        above=share(z > TAIL, np.isfinite(z)),
         normal_tail=tail_share(TAIL, rewards.shape[1]),
     )
 

@@ -54,7 +54,14 @@ def run(folder: str, number: int, slurm: bool) -> None:
 def command(sweep: Sweep, job: Job) -> list[str]:
     """What a job is: a run of run.py in the job's folder."""
     place = str(sweep.path(job)).replace("'", "\\'")
-    return [sys.executable, sweep.program, *job.overrides, "launcher=local", f"hydra.run.dir='{place}'"]
+    return [
+        sys.executable,
+        sweep.program,
+        *job.overrides,
+        "launcher=local",
+        "hydra.mode=RUN",
+        f"hydra.run.dir='{place}'",
+    ]
 
 
 def _begin(sweep: Sweep, job: Job, slurm: bool) -> Status:
