@@ -104,7 +104,8 @@ def run(study: Callable[[Sequence[Point], Settings, str], Found], name: str, doc
     given = parser.parse_args()
     try:
         points, missing = runs.read(given.folders)
-        found = study(points, Settings(given.resamples, given.seed), given.measure)
+        with matplotlib.rc_context(STYLE):
+            found = study(points, Settings(given.resamples, given.seed), given.measure)
     except ValueError as error:
         sys.exit(f"error: {error}")
     show(found, f"{name}, {len(points)} runs")
@@ -128,16 +129,19 @@ def band(axes: Any, curve: Curve, label: str, number: int) -> None:
 
 
 def bars(
-    axes: Any, x: Sequence[Any], rows: Sequence[Mapping[str, Any]], label: str, number: int, prefix: str = ""
+    axes: Any,
+    x: Sequence[Any],
+    rows: Sequence[Mapping[str, Any]],
+    label: str,
+    number: int,
+    prefix: str = "",
+    line: str = "-",
 ) -> None:
-    """Means with their intervals at x, joined by a line."""
+    """Means with their intervals at x, joined by a line of this style."""
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    mean, low, high = (
-        np.array([row[f"{prefix}{name}"] for row in rows], dtype=float) for name in ("mean", "low", "high")
-    )
-    axes.errorbar(
-        x, mean, yerr=np.vstack([mean - low, high - mean]), marker=marker, color=colour, label=label, capsize=3
-    )
+    mean, low, high = (np.array([row[prefix + name] for row in rows], dtype=float) for name in ("mean", "low", "high"))
+    reach = np.vstack([mean - low, high - mean])
+    axes.errorbar(x, mean, yerr=reach, marker=marker, color=colour, linestyle=line, label=label, capsize=3)
 
 
 def heat(axes: Any, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], level: float) -> None:

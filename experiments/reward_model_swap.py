@@ -130,8 +130,7 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Any:
         ]
         n = [row["n"] for row in own]
         output.bars(axes, n, own, f"best by {selecting}, to itself", number, "selecting_")
-        output.bars(axes, n, own, f"best by {selecting}, to {gold}", number, "gold_")
-        axes.lines[-1].set_linestyle("--")
+        output.bars(axes, n, own, f"best by {selecting}, to {gold}", number, "gold_", "--")
     output.over_n(
         axes, sorted({row["n"] for row in rows}), "the best of n, to the one that chose it and to another", "z"
     )

@@ -60,7 +60,7 @@ def by_round(point: Point, settings: Settings) -> list[dict[str, Any]]:
 
 
 def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
-    """A row for each strategy and number of rounds: what the last policy is worth, and its difference from one round."""
+    """A row for each strategy and number of rounds: what the last policy is worth, and how far from one round."""
     groups = runs.grouped(runs.having(points, "evaluation"), lambda one: (one.strategy, one.config["rounds"]))
     values = {label: runs.measured(group, measure) for label, group in groups.items()}
     rows: list[dict[str, Any]] = []

@@ -86,22 +86,25 @@ def _told(row: Mapping[str, Any]) -> str:
 
 
 def _draw(curves: Sequence[Mapping[str, Any]]) -> Any:
-    figure = output.figure(11, 6)
-    panels = ("loss", "held_out/loss", "rewards/margin", "logps/chosen")
+    figure = output.figure(12, 6)
+    *panels, legend = figure.subplots(2, 3).ravel()
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in curves:
         if row["seed"] == curves[0]["seed"]:
             groups.setdefault(f"{row['strategy']} n={row['n']} {row['loss_name']}", []).append(row)
-    for axes, name in zip(figure.subplots(2, 2).ravel(), panels, strict=True):
+    for axes, name in zip(
+        panels, ("loss", "held_out/loss", "rewards/margin", "logps/chosen", "logps/rejected"), strict=True
+    ):
         for number, (label, rows) in enumerate(groups.items()):
             some = [row for row in rows if row[name] is not None]
             values = np.array([row[name] for row in some], dtype=float)
-            colour, style = output.COLOURS[number % 7], ("-", "--", ":", "-.")[number // 7 % 4]
             smooth = values if name.startswith("held_out") else moving_mean(values, smoothing_window(len(values)))
+            colour, style = output.COLOURS[number % 7], ("-", "--", ":", "-.")[number // 7 % 4]
             axes.plot([row["step"] for row in some], smooth, color=colour, linestyle=style, label=label)
         axes.set(xlabel="step")
         axes.set_title(name, loc="left", fontsize=9)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
+    legend.set_axis_off()
+    legend.legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False, fontsize=6).set_in_layout(False)
     return figure
 
 

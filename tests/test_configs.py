@@ -105,6 +105,7 @@ def test_the_paper_s_21_pairs_build_from_overrides() -> None:
     for chosen, rejected in paper_pairs():
         built = settings(f"strategy.chosen={chosen}", f"strategy.rejected={rejected}")
         assert built.strategy == PositionPair(chosen=chosen, rejected=rejected, ddof=1)
+        assert settings(f"strategy=paper/{chosen}_{rejected}").strategy == built.strategy
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ One store serves all: the pool of the largest n, and every run that two experime
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -398,6 +399,7 @@ def test_academic_tasks_of_policy_and_start_stand_side_by_side(grid: list[Point]
     assert (row["value"], row["start"]) == (policy["value"], start["value"])
     reach = 1.959964 * math.hypot(policy["standard_error"], start["standard_error"])
     assert (row["low"], row["high"]) == pytest.approx((row["difference"] - reach, row["difference"] + reach))
+    assert "rhymes" in (own[0].folder / "report.html").read_text()
     with pytest.raises(ValueError, match="reached an lm_eval evaluation, got none of 22"):
         academic.study(grid, SETTINGS, "reward")
 
@@ -428,3 +430,20 @@ def test_every_study_draws_writes_and_prints_whatever_it_is_given(
     told = capsys.readouterr().out
     assert "second hand" in told
     assert "seed 0" in told
+
+
+def test_an_experiment_is_a_sweep_by_itself_and_its_jobs_are_runs(grid: list[Point], place: Path) -> None:
+    """Through run.py, with the axes of the experiment, one of which the command line replaces."""
+    command = [sys.executable, str(study.ROOT / "run.py"), "experiment=pair_grid", "size=tiny"]
+    environment = {**os.environ, "PYTHONPATH": str(study.ROOT)}
+    told = subprocess.run(
+        [*command, "launcher.dry_run=true"], cwd=place, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "jobs: 22 to submit (Local)" in told.stdout
+    swept = [*command, "strategy=paper/max_mu", "until=select"]
+    subprocess.run(swept, cwd=place, env=environment, capture_output=True, text=True, check=True)
+    own, missing = runs.read([place / "runs" / "latest"])
+    assert not missing
+    assert [(point.strategy, point.part("pairs")["key"]) for point in own] == [
+        (point.strategy, point.part("pairs")["key"]) for point in grid if point.strategy == "(max, mu)"
+    ]

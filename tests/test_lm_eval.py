@@ -10,6 +10,8 @@ from sweetspot import launch
 from sweetspot.component import to_config
 from sweetspot.eval.lm_eval import LmEval
 from sweetspot.model import Model
+from sweetspot.report.results import evaluated
+from sweetspot.report.words import NOTHING
 from sweetspot.schema import ACADEMIC
 from sweetspot.store import read_tile
 
@@ -69,6 +71,16 @@ def test_a_policy_is_measured_on_a_local_task(tiny_model: Model, tmp_path: Path)
     assert 0 <= row["value"] <= 1
     assert row["standard_error"] > 0
     assert facts["partial"] is False
+
+
+def test_the_report_shows_start_and_policy_task_by_task() -> None:
+    row = {"task": "rhymes", "metric": "acc", "value": 0.25, "standard_error": 0.125, "fewshot": 5, "n": 12}
+    unknown = {**row, "task": "odd", "standard_error": None}
+    found = {"name": "academic", "kind": "lm_eval", "lm_eval": "0.4.13", "partial": False, "tasks": [row, unknown]}
+    section = evaluated({**found, "start_tasks": [{**row, "value": 0.5}, unknown]})
+    assert section.title == "academic: 2 tasks of lm-eval 0.4.13, start → policy"
+    assert section.lines[0] == ("rhymes", "acc 0.500 → 0.250 (standard error 0.125), 12 documents, 5 shots")
+    assert f"standard error {NOTHING}" in section.lines[1][1]
 
 
 @pytest.mark.slow

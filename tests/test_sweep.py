@@ -47,6 +47,13 @@ def test_a_sweep_with_the_same_axes_and_the_same_rest_has_the_same_name() -> Non
     assert name != sweep_name(["n_samples=5,20", "seed=1"])
 
 
+def test_a_sweep_whose_axes_an_experiment_brings_along_is_named_by_it() -> None:
+    name = sweep_name(["experiment=pair_grid", "size=tiny"])
+    assert name.startswith("pair_grid-")
+    assert name != sweep_name(["experiment=pair_grid", "size=embedded"])
+    assert sweep_name([]).startswith("point-")
+
+
 def test_a_run_is_named_by_its_own_overrides() -> None:
     assert run_name(["strategy=max_min", "launcher=local", "hydra.verbose=true"]) == "strategy=max_min"
     assert own(["launch.threads=1", "launcher.wait=false", "+launcher.more.a=1"]) == ["launch.threads=1"]
