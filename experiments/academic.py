@@ -7,6 +7,7 @@ The tasks come from the hub. lm-eval gives a standard error for each model and n
 interval of the difference takes the two as independent: it is wider than a paired one would be.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def by_task(point: Point) -> list[dict[str, Any]]:
     for row in found["tasks"]:
         before = start[row["task"]]
         errors = [np.nan if one["standard_error"] is None else one["standard_error"] for one in (row, before)]
-        difference, reach = row["value"] - before["value"], Z * float(np.hypot(*errors))
+        difference, reach = row["value"] - before["value"], Z * math.hypot(*errors)
         rows.append(
             {
                 "strategy": point.strategy,

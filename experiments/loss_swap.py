@@ -68,7 +68,7 @@ def _draw(rows: Sequence[dict[str, Any]], measure: str) -> Any:
     for number, strategy in enumerate(strategies):
         own = [row for row in rows if row["strategy"] == strategy]
         at = np.array([losses.index(row["loss"]) for row in own]) + 0.15 * (number - (len(strategies) - 1) / 2)
-        output.bars(axes, at.tolist(), own, strategy, number, line="none")
+        output.bars(axes, at, own, strategy, number, line="none")
     axes.axhline(runs.LEVEL[measure], color="black", linewidth=1, linestyle=":")
     axes.set_xticks(range(len(losses)), losses)
     axes.set(ylabel=measure)

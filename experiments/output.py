@@ -21,6 +21,7 @@ from rich.table import Table
 from experiments import runs
 from experiments.runs import Point, Settings
 from sweetspot.distribution import Curve
+from sweetspot.store import StoreError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -106,11 +107,11 @@ def run(study: Callable[[Sequence[Point], Settings, str], Found], name: str, doc
         points, missing = runs.read(given.folders)
         with matplotlib.rc_context(STYLE):
             found = study(points, Settings(given.resamples, given.seed), given.measure)
-    except ValueError as error:
+    except (ValueError, OSError, StoreError) as error:
         sys.exit(f"error: {error}")
     show(found, f"{name}, {len(points)} runs")
     if missing:
-        print(f"without a manifest yet: {', '.join(missing)}")
+        print(f"not done: {', '.join(missing)}")
     print(*write(found, given.out or given.folders[0] / name), sep="\n")
 
 
@@ -130,14 +131,14 @@ def band(axes: Any, curve: Curve, label: str, number: int) -> None:
 
 def bars(
     axes: Any,
-    x: Sequence[Any],
+    x: Any,
     rows: Sequence[Mapping[str, Any]],
     label: str,
     number: int,
     prefix: str = "",
     line: str = "-",
 ) -> None:
-    """Means with their intervals at x, joined by a line of this style."""
+    """Means with their intervals at x [rows], joined by a line of this style."""
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     mean, low, high = (np.array([row[prefix + name] for row in rows], dtype=float) for name in ("mean", "low", "high"))
     reach = np.vstack([mean - low, high - mean])

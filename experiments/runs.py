@@ -77,7 +77,7 @@ class Point:
 
 
 def read(places: Iterable[Path]) -> tuple[list[Point], list[str]]:
-    """The runs in the folders of runs and sweeps, and the jobs of the sweeps that have no manifest yet.
+    """The runs in the folders of runs and sweeps, and how the jobs of the sweeps stand that are not done.
 
     Raises:
         ValueError: one line, for a folder that is neither.
@@ -93,16 +93,17 @@ def read(places: Iterable[Path]) -> tuple[list[Point], list[str]]:
         else:
             raise ValueError(f"a study reads folders with a manifest.json or a jobs.json, got {place}")
         for folder in folders:
-            path = folder / "manifest.json"
+            path, status = folder / "manifest.json", sweeps.read_status(folder)
             if path.is_file():
                 found[folder.resolve()] = Point(folder, json.loads(path.read_text(encoding="utf-8")))
-            else:
-                missing.append(folder.name)
+            if not path.is_file() or (status and status.state != "done"):
+                missing.append(f"{folder.name} ({status.state if status else 'no manifest'})")
     return list(found.values()), missing
 
 
 def having(points: Sequence[Point], part: str) -> list[Point]:
-    """The runs that reached samples, rewards, pairs, policy, or a judged evaluation.
+    """The runs that reached samples, rewards, pairs, policy, or a judged evaluation; of policies each once, whatever
+    sweeps it is in.
 
     Raises:
         ValueError: one line, where none did.
@@ -110,7 +111,9 @@ def having(points: Sequence[Point], part: str) -> list[Point]:
     reached = [point for point in points if (judged(point) if part == "evaluation" else point.part(part))]
     if not reached:
         raise ValueError(f"the study needs runs that reached {part}, got none of {len(points)}")
-    return reached
+    if part not in ("policy", "evaluation"):
+        return reached
+    return list({(point.part("policy")["key"], judged(point).get("key")): point for point in reached}.values())
 
 
 def pools(points: Sequence[Point]) -> list[Point]:
@@ -194,8 +197,13 @@ def measured(points: Sequence[Point], measure: str) -> Floats:
     """The mean of `changes` over runs that differ in their seed, in the order of the prompts' ids [prompts].
 
     Raises:
-        ValueError: one line, when they were not judged on the same prompts.
+        ValueError: one line, when they differ in more than their seed, or were not judged on the same prompts.
     """
+    if len({point.seed for point in points}) < len(points):
+        which = f"{points[0].strategy}, n = {points[0].n}, seeds {', '.join(str(point.seed) for point in points)}"
+        raise ValueError(
+            f"runs that are averaged must differ in their seed alone, got {which}: read other settings apart"
+        )
     found = [changes(point, measure) for point in points]
     names = sorted(found[0])
     if any(sorted(one) != names for one in found):
