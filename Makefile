@@ -11,7 +11,7 @@ demo: install
 	$(PYTHON_BIN) run.py
 
 test: install
-	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest --numprocesses=2
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest --numprocesses=2 --dist=loadgroup
 
 check: install
 	$(MAKE) --no-print-directory --jobs=2 --output-sync lint types fast

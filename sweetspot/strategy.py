@@ -233,7 +233,7 @@ class PositionPair:
         self.check_n_samples(matrix.shape[1])
         picks = np.full((2, len(matrix)), -1, dtype=np.intp)  # chosen, rejected: [prompts]
         margin, scored = np.zeros((2, len(matrix)), dtype=bool)  # [prompts]
-        for rows, columns, finite in _finite_blocks(matrix, self.minimum_samples):
+        for rows, columns, finite in finite_blocks(matrix, self.minimum_samples):
             pair = self._pick(finite)
             reward = np.take_along_axis(finite, pair.T, axis=1)  # [rows, 2]
             scored[rows], margin[rows] = True, reward[:, 0] > reward[:, 1]
@@ -252,7 +252,7 @@ class PositionPair:
         return np.stack([position.pick(rewards) for position in self.positions])
 
 
-def _finite_blocks(matrix: NDArray[Any], least: int) -> Iterator[tuple[Indices, Indices | None, Floats]]:
+def finite_blocks(matrix: NDArray[Any], least: int) -> Iterator[tuple[Indices, Indices | None, Floats]]:
     """Every row with at least `least` finite rewards, in blocks of rows that have equally many.
 
     Yields (rows [rows], columns of their finite rewards [rows, m] or None for all n, these rewards [rows, m] float64).

@@ -77,6 +77,22 @@ def test_every_key_has_a_comment(path: Path) -> None:
     assert [line for line in bare if not line.strip().startswith(allowed)] == []
 
 
+@pytest.mark.parametrize("size", ["tiny", "embedded", "paper"])
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_every_experiment_composes_at_every_size(experiment: str, size: str) -> None:
+    assert isinstance(settings(f"experiment={experiment}", f"size={size}"), run.Settings)
+
+
+def test_size_and_experiment_override_the_defaults_and_the_command_line_overrides_both() -> None:
+    point = settings("experiment=paper_point")
+    assert (point.n_samples, point.seed, point.model.name) == (200, 42, "llama3_8b_instruct")
+    tiny = settings("experiment=paper_point", "size=tiny", "n_samples=5")
+    assert (tiny.n_samples, tiny.seed, tiny.model.path) == (5, 0, "tiny/policy")
+    assert settings("size=tiny", "eval=none", "reward_model=embedded", "sampler=vllm").n_samples == 32
+    assert settings("size=embedded", "model=other", "model.path=a/b", "eval=none").data.limit == 96
+    assert settings().n_samples == 16
+
+
 def test_further_evaluations_are_named_on_the_command_line() -> None:
     built = settings("eval=none", "+eval@also.alpaca=alpaca_eval_2", "judge@also.alpaca.judge=gpt4_1")
     assert list(built.evaluations("none")) == ["alpaca"]
@@ -89,6 +105,7 @@ def test_the_paper_s_21_pairs_build_from_overrides() -> None:
     for chosen, rejected in paper_pairs():
         built = settings(f"strategy.chosen={chosen}", f"strategy.rejected={rejected}")
         assert built.strategy == PositionPair(chosen=chosen, rejected=rejected, ddof=1)
+        assert settings(f"strategy=paper/{chosen}_{rejected}").strategy == built.strategy
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from sweetspot import launch
 from sweetspot.component import to_config
 from sweetspot.eval.lm_eval import LmEval
 from sweetspot.model import Model
+from sweetspot.report.results import evaluated
+from sweetspot.report.words import NOTHING
 from sweetspot.schema import ACADEMIC
 from sweetspot.store import read_tile
 
@@ -28,6 +30,14 @@ metric_list:
     aggregation: mean
     higher_is_better: true
 """
+
+
+def write_task(folder: Path) -> None:
+    """The task "rhymes" with twelve documents."""
+    rows = [{"question": f"Which rhymes with {n}?", "choices": ["cat", "dog"], "answer": n % 2} for n in range(12)]
+    folder.mkdir(exist_ok=True)
+    (folder / "rhymes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rhymes.yaml").write_text(TASK.format(data=folder / "rhymes.jsonl"))
 
 
 def evaluation(folder: Path, **changes: Any) -> LmEval:
@@ -52,9 +62,7 @@ def work(job: dict[str, Any], folder: Path) -> None:
 @pytest.mark.slow
 def test_a_policy_is_measured_on_a_local_task(tiny_model: Model, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    rows = [{"question": f"Which rhymes with {n}?", "choices": ["cat", "dog"], "answer": n % 2} for n in range(12)]
-    (tmp_path / "rhymes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "rhymes.yaml").write_text(TASK.format(data=tmp_path / "rhymes.jsonl"))
+    write_task(tmp_path)
     job = {"evaluation": to_config(evaluation(tmp_path)), "model": to_config(tiny_model)}
     work({**job, "figures": str(tmp_path / "academic.parquet")}, tmp_path)
     table, facts = read_tile(tmp_path / "academic.parquet", ACADEMIC)
@@ -63,6 +71,16 @@ def test_a_policy_is_measured_on_a_local_task(tiny_model: Model, tmp_path: Path)
     assert 0 <= row["value"] <= 1
     assert row["standard_error"] > 0
     assert facts["partial"] is False
+
+
+def test_the_report_shows_start_and_policy_task_by_task() -> None:
+    row = {"task": "rhymes", "metric": "acc", "value": 0.25, "standard_error": 0.125, "fewshot": 5, "n": 12}
+    unknown = {**row, "task": "odd", "standard_error": None}
+    found = {"name": "academic", "kind": "lm_eval", "lm_eval": "0.4.13", "partial": False, "tasks": [row, unknown]}
+    section = evaluated({**found, "start_tasks": [{**row, "value": 0.5}, unknown]})
+    assert section.title == "academic: 2 tasks of lm-eval 0.4.13, start → policy"
+    assert section.lines[0] == ("rhymes", "acc 0.500 → 0.250 (standard error 0.125), 12 documents, 5 shots")
+    assert f"standard error {NOTHING}" in section.lines[1][1]
 
 
 @pytest.mark.slow

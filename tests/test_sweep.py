@@ -51,6 +51,13 @@ def test_a_sweep_with_the_same_axes_and_the_same_rest_has_the_same_name() -> Non
     assert name != sweep_name(["n_samples=5,20", "seed=1"])
 
 
+def test_a_sweep_whose_axes_an_experiment_brings_along_is_named_by_it() -> None:
+    name = sweep_name(["experiment=pair_grid", "size=tiny"])
+    assert name.startswith("pair_grid-")
+    assert name != sweep_name(["experiment=pair_grid", "size=embedded"])
+    assert sweep_name([]).startswith("point-")
+
+
 def test_a_run_is_named_by_its_own_overrides() -> None:
     assert run_name(["strategy=max_min", "launcher=local", "hydra.verbose=true"]) == "strategy=max_min"
     assert own(["launch.threads=1", "launcher.wait=false", "+launcher.more.a=1"]) == ["launch.threads=1"]
@@ -157,7 +164,7 @@ def test_a_job_that_ends_while_it_is_submitted_has_ended(tmp_path: Path) -> None
 def test_a_job_s_folder_is_quoted_for_hydra(tmp_path: Path) -> None:
     job = Job(0, "n=5,a=b", ("n=5",))
     words = jobs.command(sweep_in(tmp_path, job), job)
-    assert words[1:] == ["/run.py", "n=5", "launcher=local", f"hydra.run.dir='{tmp_path}/n=5,a=b'"]
+    assert words[1:] == ["/run.py", "n=5", "launcher=local", "hydra.mode=RUN", f"hydra.run.dir='{tmp_path}/n=5,a=b'"]
 
 
 def slurm(**changes: Any) -> Slurm:

@@ -53,7 +53,10 @@ def test_slurm_tells_the_node_the_head_and_a_port(monkeypatch: pytest.MonkeyPatc
     ("launch", "text"),
     [
         ({"devices": 5}, r"^launch.devices must be <= 4, the processors this process may use, got 5$"),
-        ({"devices": 3}, r"^dpo.batch_size must be a multiple of the ranks of training .*, got 4 and 3 ranks; 2 would do$"),
+        (
+            {"devices": 3},
+            r"^dpo.batch_size must be a multiple of the ranks of training .*, got 4 and 3 ranks; 2 would do$",
+        ),
         ({"nodes": 2}, r"^launch.node_rank must be 0 to 1, one on each node, got None$"),
         ({"nodes": 2, "node_rank": 2}, r"^launch.node_rank must be 0 to 1, one on each node, got 2$"),
         ({"nodes": 2, "node_rank": 0}, r"^launch.head and launch.port must be given .*, got None and None$"),

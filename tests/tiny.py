@@ -1,6 +1,7 @@
 """Tiny real models for tests: a 2-layer Llama with random weights, a 384-token tokenizer and a ChatML template."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,16 @@ def _shape() -> dict[str, Any]:
     }
 
 
-def save_policy(folder: Path, seed: int = 0) -> Path:
-    """A causal tiny Llama (head_dim 32, the smallest that vLLM's CPU attention takes) with its tokenizer."""
+def save_policy(folder: Path, seed: int = 0, initializer_range: float = 0.3) -> Path:
+    """A causal tiny Llama (head_dim 32, the smallest that vLLM's CPU attention takes) with its tokenizer.
+
+    The smaller the range of the weights, the nearer is each token to one chance in 384; so is the end of a response.
+    """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**_shape(), tie_word_embeddings=True, initializer_range=0.3))
+    model = LlamaForCausalLM(LlamaConfig(**_shape(), tie_word_embeddings=True, initializer_range=initializer_range))
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
@@ -249,3 +253,14 @@ def launch(**changes: Any) -> Launch:
         "timeout_seconds": 600,
     }
     return Launch(**(settings | changes))
+
+
+def save_all(folder: Path) -> None:
+    """What size=tiny reads: a policy, a selecting and a judging reward model."""
+    save_policy(folder / "policy", initializer_range=0.05)
+    save_reward(folder / "reward")
+    save_reward(folder / "gold", seed=7)
+
+
+if __name__ == "__main__":
+    save_all(Path(sys.argv[1]))

@@ -1,14 +1,26 @@
-"""The distribution of rewards: of the prompts at hand (observed), and of a normal pool of n (normal_pool)."""
+"""The distribution of rewards: of the prompts at hand (observed, shape), of fewer responses (subsets), of the responses
+at positions (positions), and of a normal pool of n (normal_pool)."""
 
-from sweetspot.distribution.normal_pool import Expected, expected_position, indistinct, points_apart
-from sweetspot.distribution.observed import (
+from sweetspot.distribution.normal_pool import (
+    Expected,
+    expected_position,
+    indistinct,
+    mean_sd,
+    order_statistics,
+    points_apart,
+    tail_share,
+)
+from sweetspot.distribution.observed import Moments, Normality, moments, normality
+from sweetspot.distribution.positions import at_picks, collisions, of_selection, pair_overlap, picks, realised_z
+from sweetspot.distribution.shape import Shape, length_slope, ranked_z, shape_by_n
+from sweetspot.distribution.subsets import (
     Curve,
-    Moments,
-    Normality,
+    best_of_k_by,
+    best_of_n_kl,
+    curve,
     max_of_k_curve,
     min_of_k_curve,
-    moments,
-    normality,
+    position_of_k,
 )
 
 __all__ = [
@@ -16,11 +28,28 @@ __all__ = [
     "Expected",
     "Moments",
     "Normality",
+    "Shape",
+    "at_picks",
+    "best_of_k_by",
+    "best_of_n_kl",
+    "collisions",
+    "curve",
     "expected_position",
     "indistinct",
+    "length_slope",
     "max_of_k_curve",
+    "mean_sd",
     "min_of_k_curve",
     "moments",
     "normality",
+    "of_selection",
+    "order_statistics",
+    "pair_overlap",
+    "picks",
     "points_apart",
+    "position_of_k",
+    "ranked_z",
+    "realised_z",
+    "shape_by_n",
+    "tail_share",
 ]

@@ -1,14 +1,15 @@
 """What positions are worth in a normal pool of n, and which of them n samples can tell apart: known before sampling."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 
 import numpy as np
-from scipy.special import gammaln, log_ndtr
+from scipy.special import betainc, gammaln, log_ndtr
 
-from sweetspot.strategy import BLOCK, POINTS, FiniteRewards, Position, PositionPair, quantile_ranks
+from sweetspot.strategy import BLOCK, POINTS, FiniteRewards, Floats, Position, PositionPair, quantile_ranks
 
 POOL_SEED = 0
 POOL_SIZE = 4_000_000  # rewards of the simulated normal pool: about 0.1 s
@@ -69,6 +70,22 @@ def _order_statistic(rank: int, n: int) -> float:
     log_orders = gammaln(n + 1) - gammaln(rank + 1) - gammaln(n - rank)
     log_density = log_orders + rank * log_ndtr(z) + (n - rank - 1) * log_ndtr(-z) - (z**2 + np.log(2 * np.pi)) / 2
     return float(np.trapezoid(z * np.exp(log_density), z))
+
+
+def order_statistics(n: int) -> Floats:
+    """The expected rewards of n standard normal ones in ascending order, [n]."""
+    return np.array([_order_statistic(rank, n) for rank in range(n)])
+
+
+def mean_sd(n: int) -> float:
+    """E[sd] (ddof 1) of n >= 2 standard normal rewards."""
+    return math.sqrt(2 / (n - 1)) * math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2))
+
+
+def tail_share(z: float, n: int) -> float:
+    """The share of n >= 3 normal rewards that lie more than z of their own standard deviations (ddof 1) above their own
+    mean: z^2 n / (n - 1)^2 is a Beta(1/2, (n - 2)/2) variable (Thompson 1935)."""
+    return float(betainc((n - 2) / 2, 0.5, max(0.0, 1 - z**2 * n / (n - 1) ** 2)) / 2)
 
 
 def _simulated(position: Position, n: int, ddof: int, pool_size: int) -> Expected:

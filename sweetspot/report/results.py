@@ -146,13 +146,32 @@ def _bench_lines(found: Facts) -> list[tuple[str, str]]:
     return [*lines, ("calibrating scale", scale)]
 
 
+def _academic_title(found: Facts) -> str:
+    part = "partial result, " if found["partial"] else ""
+    return f"{part}{count(len(found['tasks']))} tasks of lm-eval {found['lm_eval']}, start → policy"
+
+
+def _academic_lines(found: Facts) -> list[tuple[str, str]]:
+    start = {row["task"]: row for row in found["start_tasks"]}
+    return [
+        (
+            row["task"],
+            f"{row['metric']} {number(start[row['task']]['value'])} → {number(row['value'])} (standard error "
+            f"{number(row['standard_error'])}), {count(row['n'])} documents, {row['fewshot']} shots",
+        )
+        for row in found["tasks"]
+    ]
+
+
 _TITLES: dict[str, Any] = {
+    "lm_eval": _academic_title,
     "reward_bench": _bench_title,
     "ifeval": _ifeval_title,
     "alpaca_eval_2": _judged_title,
     "arena_hard": _judged_title,
 }
 _LINES: dict[str, Any] = {
+    "lm_eval": _academic_lines,
     "reward_bench": _bench_lines,
     "ifeval": _ifeval_lines,
     "alpaca_eval_2": _judged_lines,

@@ -1,7 +1,6 @@
 """The rows behind a manifest: what of the store a report looks at."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sweetspot.distribution import expected_position, moments
+from sweetspot.distribution import expected_position, mean_sd, moments
 from sweetspot.schema import PAIRS, PROMPTS, REWARDS, SAMPLES
 from sweetspot.stages.pool import served
 from sweetspot.store import read_tile
@@ -92,15 +91,10 @@ def points(scored: Scored) -> list[Place]:
     for point in POINTS:
         pick = Position.parse(point).pick(rewards)
         mean = float(z[np.arange(len(z)), pick].mean())
-        normal = expected_position(point, z.shape[1]).z / _mean_sd(z.shape[1])
+        # a pick's z is independent of the sd it is divided by (Basu): its mean is that in true sigma over E[sd]
+        normal = expected_position(point, z.shape[1]).z / mean_sd(z.shape[1])
         places.append(Place(point, mean, normal, float((pick == worst).mean()), float((pick == best).mean())))
     return places
-
-
-def _mean_sd(n: int) -> float:
-    """E[sd] (ddof 1) of n standard normal rewards. A pick's z is independent of the sd it is divided by (Basu), so its
-    expectation is that in true sigma over this."""
-    return math.sqrt(2 / (n - 1)) * math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2))
 
 
 def read_history(store: Path, policy: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from sweetspot.eval import ifeval, reward_bench
 from sweetspot.eval.ifeval import IFEval
 from sweetspot.eval.lm_eval import LmEval
 from sweetspot.eval.reward_bench import RewardBench
+from sweetspot.model import Model
 from sweetspot.schema import ACADEMIC, AGREEMENT, CHECKED, prompt_id
 from sweetspot.stages.judged import respond, score_texts
 from sweetspot.stages.run import Run
@@ -50,19 +52,27 @@ def checked(name: str, evaluation: IFEval, subject: Subject, run: Run) -> Evalua
 
 
 def measured(name: str, evaluation: LmEval, subject: Subject, run: Run) -> Evaluation:
-    """lm-eval's figures of the policy."""
+    """lm-eval's figures of the policy, and of the start, which all policies of it share."""
     started = time.monotonic()
-    made_key = key(evaluation, subject.policy)
-    provenance = {"evaluation": to_config(evaluation), "policy": to_config(subject.policy)}
-    path = run.store.artefact("academic", made_key, provenance) / "academic.parquet"
+    (path, made, metrics), (_, _, start) = (
+        _measure(f"measure {side}{name}", evaluation, model, run)
+        for side, model in (("", subject.policy), ("start ", subject.start))
+    )
+    run.did(f"evaluate {name}", "evaluations", int(made), int(not made), started)
+    place = str(path.relative_to(run.store.root))
+    return Evaluation(name, "lm_eval", path.parent.name, place, {**metrics, "start_tasks": start["tasks"]})
+
+
+def _measure(title: str, evaluation: LmEval, model: Model, run: Run) -> tuple[Path, bool, dict[str, Any]]:
+    """A model's figures: their table, whether it was made now, and what it tells."""
+    provenance = {"evaluation": to_config(evaluation), "policy": to_config(model)}
+    path = run.store.artefact("academic", key(evaluation, model), provenance) / "academic.parquet"
     made = bool(run.missing([path], ACADEMIC))
     if made:
-        job = {"evaluation": to_config(evaluation), "model": to_config(subject.policy), "figures": str(path)}
-        run.work(f"measure {name}", "sweetspot.eval.lm_eval", job)
+        job = {"evaluation": to_config(evaluation), "model": to_config(model), "figures": str(path)}
+        run.work(title, "sweetspot.eval.lm_eval", job)
     table, facts = read_tile(path, ACADEMIC)
-    run.did(f"evaluate {name}", "evaluations", int(made), int(not made), started)
-    metrics = {**facts, "tasks": table.to_pylist()}
-    return Evaluation(name, "lm_eval", made_key, str(path.relative_to(run.store.root)), metrics)
+    return path, made, {**facts, "tasks": table.to_pylist()}
 
 
 def benched(name: str, evaluation: RewardBench, run: Run) -> Evaluation:

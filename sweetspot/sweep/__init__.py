@@ -16,7 +16,8 @@ folder is the contract between the two (`folder` reads and writes it):
             .hydra/ jobs/     what every run leaves: configuration, workers' events and logs, report.html
         pool-0/ pool-1/       the same for jobs that fill the shared pool (part "pool")
 
-A job is `python run.py OVERRIDES launcher=local hydra.run.dir=JOB`, nothing more: it can be started again by hand.
+A job is `python run.py OVERRIDES launcher=local hydra.mode=RUN hydra.run.dir=JOB`, nothing more: it can be started
+again by hand.
 "running" in status.json is the job's own word, which a killed job cannot take back: it is held against SLURM
 (`slurm.states`) or the process table. `submit.submit(sweep, numbers)` submits jobs of a written sweep, for the first
 time or again, and adds an attempt to each.

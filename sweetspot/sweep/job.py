@@ -62,7 +62,8 @@ def command(sweep: Sweep, job: Job) -> list[str]:
     """What a job is: a run of run.py in the job's folder."""
     place = str(sweep.path(job)).replace("'", "\\'")
     alone = ["launch.nodes=1"] if job.part == "pool" else []
-    return [sys.executable, sweep.program, *job.overrides, *alone, "launcher=local", f"hydra.run.dir='{place}'"]
+    own = ["launcher=local", "hydra.mode=RUN", f"hydra.run.dir='{place}'"]
+    return [sys.executable, sweep.program, *job.overrides, *alone, *own]
 
 
 def _help(sweep: Sweep, job: Job, node: int) -> None:

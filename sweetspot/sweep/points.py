@@ -43,7 +43,7 @@ def point_name(overrides: Sequence[str]) -> str:
 
 
 def sweep_name(overrides: Sequence[str]) -> str:
-    """The name of a sweep: its axes, and a hash of what its jobs have in common.
+    """The name of a sweep: its axes, or the experiment that brings them, and a hash of what its jobs have in common.
 
     A second sweep with the same axes and the same rest has the same name, whatever the values, and so goes on where
     the first is.
@@ -54,7 +54,8 @@ def sweep_name(overrides: Sequence[str]) -> str:
     kept = own(overrides)
     keys = axes(kept)
     common = sorted(one for one in kept if key_of(one) not in keys)
-    name = re.sub(r"[^A-Za-z0-9_.+@-]+", "-", "+".join(sorted(keys)))[:LONGEST] or "point"
+    name = re.sub(r"[^A-Za-z0-9_.+@-]+", "-", "+".join(sorted(keys)))[:LONGEST]
+    name = name or next((one.partition("=")[2] for one in common if key_of(one) == "experiment"), "point")
     return f"{name}-{_hash([*sorted(keys), *common])}"
 
 

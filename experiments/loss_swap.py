@@ -1,0 +1,81 @@
+"""Does the choice of the pair depend on the loss? The best pairs with further losses: the paper's future work.
+
+    python run.py experiment=loss_swap size=embedded
+    python -m experiments.loss_swap runs/latest
+
+A loss without a reference has a scale of its own and so wants its own sweep, which is read with the first:
+`python run.py experiment=loss_swap size=embedded dpo.loss=simpo dpo.beta=2 dpo.gamma=1`, and both folders behind the
+second command.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import output, runs
+from experiments.output import Beside, Found
+from experiments.runs import Point, Settings
+
+
+def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:
+    """Each loss with each pair: what its policy is worth, and the paired difference from dpo with the same pair."""
+    rows = by_loss(points, settings, measure)
+    beside = [
+        Beside(
+            f"{row['loss']} (beta {row['beta']:g}) with {row['strategy']}, n = {row['n']}, {measure}",
+            "future work" if row["loss"] != "dpo" else output.UNKNOWN,
+            f"{output.told(row)}"
+            + (f"; than dpo {output.told(row, 'than_dpo_')}, p {row['than_dpo_p']:.3f}" if "than_dpo_p" in row else "")
+            + f"; seeds {row['seeds']}",
+        )
+        for row in rows
+    ]
+    return Found({"loss_swap": rows}, {"loss_swap": _draw(rows, measure)}, beside)
+
+
+def by_loss(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
+    """A row for each loss, pair and n."""
+
+    def label(point: Point) -> tuple[str, float, float, str, int]:
+        dpo = point.config["dpo"]
+        return dpo["loss"], dpo["beta"], dpo["gamma"], point.strategy, point.n
+
+    groups = runs.grouped(runs.having(points, "evaluation"), label)
+    values = {of: runs.measured(group, measure) for of, group in groups.items()}
+    rows: list[dict[str, Any]] = []
+    for (loss, beta, gamma, strategy, n), own in values.items():
+        same = next((found for of, found in values.items() if of[0] == "dpo" and of[3:] == (strategy, n)), None)
+        rows.append(
+            {
+                "loss": loss,
+                "beta": beta,
+                "gamma": gamma,
+                "strategy": strategy,
+                "n": n,
+                **runs.effect(groups[loss, beta, gamma, strategy, n], own, measure, settings),
+                **({} if same is None or loss == "dpo" else runs.against(own, same, settings, "than_dpo_")),
+            }
+        )
+    return rows
+
+
+def _draw(rows: Sequence[dict[str, Any]], measure: str) -> Any:
+    figure = output.figure(7, 4)
+    axes = figure.subplots()
+    losses = list(dict.fromkeys(row["loss"] for row in rows))
+    strategies = list(dict.fromkeys(row["strategy"] for row in rows))
+    for number, strategy in enumerate(strategies):
+        own = [row for row in rows if row["strategy"] == strategy]
+        at = np.array([losses.index(row["loss"]) for row in own]) + 0.15 * (number - (len(strategies) - 1) / 2)
+        output.bars(axes, at, own, strategy, number, line="none")
+    axes.axhline(runs.LEVEL[measure], color="black", linewidth=1, linestyle=":")
+    axes.set_xticks(range(len(losses)), losses)
+    axes.set(ylabel=measure)
+    axes.set_title(f"policy against {rows[0]['baseline']}", loc="left", fontsize=9)
+    axes.legend(frameon=False, fontsize=7).set_in_layout(False)
+    return figure
+
+
+if __name__ == "__main__":
+    output.run(study, "loss_swap", str(__doc__))

@@ -1,0 +1,162 @@
+"""Does a larger n help? Rewards of chosen and rejected by n from one pool, and policies trained at each n.
+
+    python run.py experiment=sample_scaling size=embedded
+    python run.py experiment=sample_scaling size=paper n_samples=5,20,50,100,200,400
+    python -m experiments.sample_scaling runs/latest
+
+The selection half needs one pool: what n samples would give is estimated over all subsets of n of it, unbiased, with
+bands from a bootstrap over prompts. The trained half compares policies of the same n on the held-out prompts: with
+the start, and scalable with max-min. Both judges are shown: where the selecting reward rises with n and the judge's
+does not, the policy over-optimises.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import output, runs
+from experiments.output import Beside, Found
+from experiments.runs import Point, Settings
+from sweetspot.distribution import Curve, curve, expected_position, mean_sd, position_of_k
+
+STRATEGIES = {"max_min": "min", "scalable": "min_of_5", "mu_minus_2sigma": "mu-2sigma"}  # their rejected positions
+REPORTED = {  # AlpacaEval 2 LC of Llama-3-8B-Instruct, read off a figure of the paper but for 400 (its table)
+    "(max, min)": {5: 45, 50: 43, 100: 42, 200: 41, 400: 42.0},
+    "(max, min_of_5)": {5: 45, 50: 47, 100: 48, 200: 49, 400: 49.1},
+}
+
+
+def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:
+    """The selection half of each pool, and the trained half where policies were judged."""
+    selection = [row for point in runs.pools(points) for row in by_n(point, settings)]
+    evaluated = any(runs.judged(point) for point in points)
+    trained = policies(points, settings, measure) if evaluated else []
+    lines = [*_selected(selection), *_trained(trained, measure)]
+    tables = {"selection_by_n": selection, "trained_by_n": trained}
+    return Found(tables, {"sample_scaling": _draw(selection, trained, measure)}, lines)
+
+
+def by_n(point: Point, settings: Settings) -> list[dict[str, Any]]:
+    """A row for each position and n: reward and z of its response, and how far the best of n lies above it."""
+    found, ks = runs.scored(point), output.ladder(point.n)
+    names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.seed, "prompts": len(found.rewards)}
+    best = position_of_k(found.z, "max", ks)
+    rows: list[dict[str, Any]] = []
+    for position in ("max", *STRATEGIES.values(), "random"):
+        z = position_of_k(found.z, position, ks, seed=settings.seed)
+        rewards = position_of_k(found.rewards, position, ks, seed=settings.seed)
+        bands = {
+            name: curve(values, ks, settings.seed, settings.resamples)
+            for name, values in (("reward_", rewards), ("z_", z), ("margin_z_", best - z))
+        }
+        normal = [expected_position(position, k).z / mean_sd(point.n) if _able(position, k) else np.nan for k in ks]
+        rows += [
+            {**names, "position": position, "n": k, "normal_z": normal[at], **_columns(bands, at)}
+            for at, k in enumerate(ks)
+        ]
+    return rows
+
+
+def _able(position: str, k: int) -> bool:
+    return k >= (5 if position == "min_of_5" else 2)
+
+
+def _columns(bands: dict[str, Curve], at: int) -> dict[str, float]:
+    return {
+        f"{prefix}{name}": float(getattr(of, name)[at])
+        for prefix, of in bands.items()
+        for name in ("mean", "low", "high")
+    }
+
+
+def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
+    """A row for each strategy and n: what its policy is worth, and the paired difference from max-min of the same n.
+
+    `selecting` is the selecting reward model's change of mean reward, where the evaluation measured it.
+    """
+    groups = runs.grouped(runs.having(points, "evaluation"), lambda point: (point.n, point.strategy))
+    values = {label: runs.measured(group, measure) for label, group in groups.items()}
+    rows: list[dict[str, Any]] = []
+    for (n, strategy), own in sorted(values.items()):
+        convention = values.get((n, "(max, min)"))
+        told = [
+            judge["difference"]
+            for point in groups[n, strategy]
+            for judge in runs.judged(point).get("judges", [])
+            if judge["role"] == "selecting"
+        ]
+        compared = {} if convention is None else runs.against(own, convention, settings, "than_max_min_")
+        rows.append(
+            {
+                "n": n,
+                "strategy": strategy,
+                **runs.effect(groups[n, strategy], own, measure, settings),
+                "selecting": float(np.mean(told)) if told else None,
+                **compared,
+            }
+        )
+    return rows
+
+
+def _selected(rows: Sequence[dict[str, Any]]) -> list[Beside]:
+    at = {(row["reward_model"], row["seed"], row["position"], row["n"]): row for row in rows}
+    lines: list[Beside] = []
+    for (model, seed, position, n), row in at.items():
+        if position in ("min", "min_of_5") and n in (5, 20, 50, 200, 400):
+            normal = at[model, seed, "max", n]["normal_z"] - row["normal_z"]
+            band = (
+                f"95%: {row['margin_z_low']:.2f} to {row['margin_z_high']:.2f}; {row['prompts']} prompts, seed {seed}"
+            )
+            found = f"{row['margin_z_mean']:.2f} sd ({band}), in a normal pool {normal:.2f}"
+            lines.append(Beside(f"max less {position} at n = {n} ({model})", output.UNKNOWN, found))
+    return lines
+
+
+def _trained(rows: Sequence[dict[str, Any]], measure: str) -> list[Beside]:
+    lines: list[Beside] = []
+    for row in rows:
+        paper = REPORTED.get(row["strategy"], {}).get(row["n"])
+        reported = output.UNKNOWN if paper is None else f"{paper} LC (start 26.0)"
+        found = f"{output.told(row)} against {row['baseline']}, seeds {row['seeds']}"
+        if "than_max_min_p" in row and row["strategy"] != "(max, min)":
+            found += f"; than max-min {output.told(row, 'than_max_min_')}, p {row['than_max_min_p']:.3f}"
+        lines.append(Beside(f"{row['strategy']} at n = {row['n']}, {measure}", reported, found))
+    return lines
+
+
+def _draw(selection: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]], measure: str) -> Any:
+    figure = output.figure(12 if trained else 9, 4)
+    axes = figure.subplots(1, 3 if trained else 2)
+    own = [row for row in selection if all(row[name] == selection[0][name] for name in ("reward_model", "seed"))]
+    for panel, prefix, title, unit in (
+        (axes[0], "z_", "chosen and rejected", "z"),
+        (axes[1], "margin_z_", "max less rejected", "sd"),
+    ):
+        for number, (position, rows) in enumerate(_by(own, "position").items()):
+            if prefix == "margin_z_" and position == "max":
+                continue
+            output.band(panel, _curve(rows, prefix), position, number)
+        output.over_n(panel, sorted({row["n"] for row in own}), title, unit)
+        panel.legend(frameon=False, fontsize=7)
+    if trained:
+        for number, (strategy, rows) in enumerate(_by(trained, "strategy").items()):
+            output.bars(axes[2], [row["n"] for row in rows], rows, strategy, number)
+        output.over_n(
+            axes[2], sorted({row["n"] for row in trained}), f"policy against {trained[0]['baseline']}", measure
+        )
+        axes[2].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _by(rows: Sequence[dict[str, Any]], name: str) -> dict[str, list[dict[str, Any]]]:
+    return {value: [row for row in rows if row[name] == value] for value in dict.fromkeys(row[name] for row in rows)}
+
+
+def _curve(rows: Sequence[dict[str, Any]], prefix: str) -> Curve:
+    mean, low, high = (np.array([row[f"{prefix}{name}"] for row in rows]) for name in ("mean", "low", "high"))
+    return Curve(np.array([row["n"] for row in rows]), mean, low, high, np.array([row["prompts"] for row in rows]))
+
+
+if __name__ == "__main__":
+    output.run(study, "sample_scaling", str(__doc__))

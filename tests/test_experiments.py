@@ -1,0 +1,456 @@
+"""Every experiment at size=tiny, from an empty store to its tables, held against numbers computed from the stored rows.
+
+One store serves all: the pool of the largest n, and every run that two experiments want.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from experiments import (
+    academic,
+    adaptive_budget,
+    extended_positions,
+    loss_swap,
+    min_of_k,
+    output,
+    pair_grid,
+    reward_model_swap,
+    reward_normality,
+    rounds,
+    runs,
+    sample_scaling,
+    training_dynamics,
+)
+from experiments.runs import Point, Settings
+from sweetspot.strategy import POINTS, paper_pairs
+from tests import study
+from tests.test_lm_eval import write_task
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("experiments")]
+SETTINGS = Settings(resamples=200, seed=0)
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder in which relative paths start; the sweeps of this module share its store."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        study.workers_here(patch, folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def grid(place: Path) -> list[Point]:
+    """The pair grid as its experiment sweeps it: 21 pairs and the random baseline."""
+    assert not (place / "store").exists()
+    choices = study.swept("pair_grid")["strategy"]
+    folder = study.sweep("grid", [["experiment=pair_grid", "size=tiny", f"strategy={one}"] for one in choices])
+    found, missing = runs.read([folder])
+    assert not missing
+    return found
+
+
+@pytest.fixture(scope="module")
+def scaling(grid: list[Point]) -> list[Point]:
+    """Two strategies at two further n, on the grid's pool."""
+    points = [
+        ["experiment=sample_scaling", "size=tiny", f"strategy={strategy}", f"n_samples={n}"]
+        for strategy in ("max_min", "scalable")
+        for n in (5, 16)
+    ]
+    return [*runs.read([study.sweep("scaling", points)])[0], *grid]
+
+
+def stored(point: Point) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Rewards and lengths [prompts, n] straight from the tables of the store, and the prompts' ids, sorted."""
+    found: dict[str, dict[tuple[str, int], float]] = {"reward": {}, "n_tokens": {}}
+    for part, column in (("rewards", "reward"), ("samples", "n_tokens")):
+        for path in (point.store / point.part(part)["folder"]).glob("*.parquet"):
+            for row in pq.read_table(path, columns=["prompt_id", "sample_index", column]).to_pylist():
+                found[column][row["prompt_id"], row["sample_index"]] = row[column]
+    prompts = pq.read_table(point.store / point.part("samples")["prompts"])["prompt_id"].to_pylist()
+    matrices = [
+        np.array([[found[column][name, index] for index in range(point.n)] for name in sorted(prompts)], dtype=float)
+        for column in ("reward", "n_tokens")
+    ]
+    return matrices[0], matrices[1], sorted(prompts)
+
+
+def changed(point: Point) -> np.ndarray:
+    """The change of the judge's reward of each held-out prompt, prompts by id, straight from the scores."""
+    rows = pq.read_table(point.store / point.manifest["evaluations"][0]["path"]).to_pylist()
+    names = sorted({row["prompt_id"] for row in rows})
+    own = [[row["reward"] - row["baseline_reward"] for row in rows if row["prompt_id"] == name] for name in names]
+    return np.array([np.mean(one) for one in own])
+
+
+def only(rows: Any, **wanted: Any) -> dict[str, Any]:
+    """The one row that has these values."""
+    (row,) = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return row
+
+
+def test_one_pool_serves_the_whole_grid_and_every_n(grid: list[Point], scaling: list[Point]) -> None:
+    assert len(grid) == len(paper_pairs()) + 1
+    assert len(scaling) == len(grid) + 4
+    made = [{stage["name"]: stage["made"] for stage in point.manifest["stages"]} for point in [*grid, *scaling[:4]]]
+    assert [stages["sample"] for stages in made] == [2] + [0] * (len(made) - 1)
+    assert [stages["score"] for stages in made] == [2] + [0] * (len(made) - 1)
+    assert [stages.get("sample start", 0) for stages in made] == [1] + [0] * (len(made) - 1)
+
+
+def test_reward_normality_tells_what_scipy_finds_in_the_stored_rewards(grid: list[Point]) -> None:
+    found = reward_normality.study(grid, SETTINGS, "reward")
+    rewards = stored(grid[0])[0]
+    assert [row["n"] for row in found.tables["shape_by_n"]] == [5, 10, 20, 32]
+    for n in (10, 32):
+        row, first = only(found.tables["shape_by_n"], n=n), rewards_in_order(grid[0])[:, :n]
+        assert row["shapiro"] == np.mean([stats.shapiro(one).pvalue >= 0.05 for one in first])
+        assert row["skew"] == pytest.approx(stats.skew(first, axis=1).mean())
+        assert row["kurtosis"] == pytest.approx(stats.kurtosis(first, axis=1).mean())
+        z = stats.zscore(first, axis=1, ddof=1)
+        assert (row["below"], row["above"]) == pytest.approx(((z < -2).mean(), (z > 2).mean()))
+        assert row["skew_low"] <= row["skew"] <= row["skew_high"]
+    lowest = only(found.tables["order_statistics"], rank=1)
+    assert lowest["mean"] == pytest.approx(stats.zscore(rewards, axis=1, ddof=1).min(axis=1).mean())
+    assert lowest["predicted"] == pytest.approx(-2.0697 / 0.99197, abs=1e-3)  # tables of n = 32: E[max], c4
+
+
+def rewards_in_order(point: Point) -> np.ndarray:
+    """The stored rewards in the order of sample_index; rows as sorted ids: means over prompts do not mind."""
+    return stored(point)[0]
+
+
+def test_min_of_k_is_the_mean_over_all_subsets_and_compares_policies_prompt_by_prompt(grid: list[Point]) -> None:
+    rejected = study.swept("min_of_k")["strategy.rejected"]
+    assert rejected == ["min_of_2", "min_of_5", "min_of_10", "min_of_28", "min"]
+    points = [
+        ["experiment=min_of_k", "size=tiny", f"strategy.rejected={one}"] for one in ("min_of_2", "min_of_5", "min")
+    ]
+    own = runs.read([study.sweep("min_of_k", points)])[0]
+    assert own[2].part("policy")["key"] == next(p for p in grid if p.strategy == "(max, min)").part("policy")["key"]
+    found = min_of_k.study(own, SETTINGS, "reward")
+    rewards, lengths, _ = stored(own[0])
+    z = stats.zscore(rewards, axis=1, ddof=1)
+    pairs = list(combinations(range(32), 2))
+    row = only(found.tables["worst_of_k"], k=2)
+    assert row["z_mean"] == pytest.approx(np.mean([[min(one[a], one[b]) for a, b in pairs] for one in z]), abs=1e-6)
+    worst = [[lengths[i, a] if rewards[i, a] < rewards[i, b] else lengths[i, b] for a, b in pairs] for i in range(12)]
+    assert row["tokens_mean"] == pytest.approx(np.mean(worst))
+    assert only(found.tables["worst_of_k"], k=32)["margin_z_mean"] == pytest.approx(np.ptp(z, axis=1).mean(), abs=1e-6)
+    slopes = [np.polyfit(lengths[i], z[i], 1)[0] * lengths[i].var() for i in range(12) if lengths[i].var() > 0]
+    assert lengths.var(axis=1).max() > 0
+    assert row["z_per_token"] == pytest.approx(np.sum(slopes) / lengths.var(axis=1).sum(), abs=1e-6)
+    two, five = (only(found.tables["trained"], k=k) for k in (2, 5))
+    assert two["than_5_mean"] == pytest.approx((changed(own[0]) - changed(own[1])).mean())
+    assert five["than_5_mean"] == 0
+    assert five["mean"] == pytest.approx(own[1].manifest["evaluations"][0]["judges"][0]["difference"])
+
+
+def test_sample_scaling_estimates_every_n_from_one_pool_and_compares_policies_of_one_n(scaling: list[Point]) -> None:
+    found = sample_scaling.study(scaling, SETTINGS, "reward")
+    rewards = stored(scaling[-1])[0]
+    fives = np.random.default_rng(0).permuted(np.tile(rewards, (4000, 1, 1)), axis=2)[:, :, :5]
+    selection = found.tables["selection_by_n"]
+    for position, of in (("max", fives.max(axis=2)), ("min", fives.min(axis=2))):
+        row, error = only(selection, position=position, n=5), of.mean(axis=1).std() / math.sqrt(4000)
+        assert row["reward_mean"] == pytest.approx(of.mean(), abs=5 * error)
+    assert only(selection, position="min_of_5", n=32)["reward_mean"] == pytest.approx(
+        only(selection, position="min", n=5)["reward_mean"]
+    )
+    assert only(selection, position="max", n=32)["reward_mean"] == pytest.approx(rewards.max(axis=1).mean())
+    assert only(selection, position="random", n=20)["reward_mean"] == pytest.approx(rewards.mean())
+    points = {(point.n, point.strategy): point for point in scaling}
+    row = only(found.tables["trained_by_n"], n=16, strategy="(max, min_of_5)")
+    difference = changed(points[16, "(max, min_of_5)"]) - changed(points[16, "(max, min)"])
+    assert row["than_max_min_mean"] == pytest.approx(difference.mean())
+    selecting = points[16, "(max, min_of_5)"].manifest["evaluations"][0]["judges"][1]
+    assert (selecting["role"], row["selecting"]) == ("selecting", pytest.approx(selecting["difference"]))
+    assert any("at n = 5" in line.what and "45 LC" in line.paper for line in found.beside)
+
+
+def test_the_pair_grid_holds_every_pair_beside_the_random_one(grid: list[Point], tmp_path: Path) -> None:
+    found = pair_grid.study(grid, SETTINGS, "reward")
+    rows, points = found.tables["pair_grid"], {point.strategy: point for point in grid}
+    assert {(row["chosen"], row["rejected"]) for row in rows} == {*paper_pairs(), ("random", "random")}
+    rewards, lengths, names = stored(grid[0])
+    for strategy in ("(max, min)", "(mu+2sigma, mu-2sigma)"):
+        row, point = only(rows, strategy=strategy), points[strategy]
+        assert row["mean"] == pytest.approx(changed(point).mean())
+        difference = changed(point) - changed(points["random"])
+        assert row["than_random_mean"] == pytest.approx(difference.mean())
+        assert row["than_random_low"] <= row["than_random_mean"] <= row["than_random_high"]
+        assert row["than_random_p_holm"] >= row["than_random_p"] > 0
+        pairs = pq.read_table(point.store / point.part("pairs")["path"]).to_pylist()
+        assert row["chosen_z_mean"] == pytest.approx(np.mean([pair["chosen_z"] for pair in pairs]), abs=1e-5)
+        gaps = [lengths[names.index(p["prompt_id"])][[p["chosen_index"], p["rejected_index"]]] for p in pairs]
+        assert row["longer_mean"] == pytest.approx(np.mean([first - second for first, second in gaps]))
+    both = only(found.tables["collisions"], first="mu-2sigma", second="min")
+    target = rewards.mean(axis=1) - 2 * rewards.std(axis=1, ddof=1)
+    nearest = np.abs(rewards - target[:, None]).argmin(axis=1)
+    assert both["share"] == pytest.approx((nearest == rewards.argmin(axis=1)).mean())
+    shared = only(found.tables["pair_overlap"], first="(max, min)", second="(mu+2sigma, min)")
+    assert shared["same_rejected"] == 1
+    nearest = np.abs(rewards - 2 * rewards.mean(axis=1, keepdims=True) + target[:, None]).argmin(axis=1)
+    assert shared["same_chosen"] == shared["same_pair"] == pytest.approx((nearest == rewards.argmax(axis=1)).mean())
+    paths = output.write(found, tmp_path)
+    assert {path.suffix for path in paths} == {".parquet", ".csv", ".png", ".svg"}
+    assert (
+        csv.read_csv(tmp_path / "pair_grid.csv").num_rows
+        == pq.read_table(tmp_path / "pair_grid.parquet").num_rows
+        == 22
+    )
+    drawn = (tmp_path / "pair_grid_tiny_32.svg").read_text()
+    assert all(drawn.count(f">{point}<") == 2 for point in POINTS)
+    assert any(line.what == "pairs below the start" and "none of the 21" in line.paper for line in found.beside)
+
+
+def test_several_seeds_are_averaged_by_prompt_before_anything_is_compared(grid: list[Point]) -> None:
+    again = [["experiment=pair_grid", "size=tiny", f"strategy={one}", "seed=1"] for one in ("random", "paper/max_min")]
+    second = runs.read([study.sweep("second_seed", again)])[0]
+    found = pair_grid.study([*grid, *second], SETTINGS, "reward").tables["pair_grid"]
+    row = only(found, strategy="(max, min)")
+    first = next(point for point in grid if point.strategy == "(max, min)")
+    means = [changed(first).mean(), changed(second[1]).mean()]
+    assert row["seeds"] == "0, 1"
+    assert (row["mean"], row["seed_sd"]) == pytest.approx((np.mean(means), np.std(means, ddof=1)))
+    assert only(found, strategy="(max, mu)")["seeds"] == "0"
+    kept = [point.part("pairs")["kept"] for point in (first, second[1])]
+    assert (row["kept"], row["chosen_z_prompts"]) == (sum(kept), 12)
+
+
+def test_a_study_is_a_command_that_reads_a_sweep_and_tells_what_is_missing(grid: list[Point], place: Path) -> None:
+    sweep = grid[0].folder.parent
+    hidden = grid[3].folder / "manifest.json"
+    hidden.rename(hidden.with_suffix(".hidden"))
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.pair_grid",
+        str(sweep),
+        "--out",
+        str(place / "told"),
+        "--resamples",
+        "100",
+    ]
+    told = subprocess.run(command, cwd=study.ROOT, capture_output=True, text=True, check=True).stdout
+    hidden.with_suffix(".hidden").rename(hidden)
+    assert f"not done: {grid[3].folder.name} (no manifest)" in told
+    assert pq.read_table(place / "told" / "pair_grid.parquet").num_rows == 21
+    nothing = subprocess.run([*command[:3], str(place)], cwd=study.ROOT, capture_output=True, text=True, check=False)
+    assert nothing.returncode == 1
+    assert nothing.stderr == f"error: a study reads folders with a manifest.json or a jobs.json, got {place}\n"
+
+
+def test_a_study_of_runs_that_did_not_get_so_far_says_so(grid: list[Point]) -> None:
+    manifest = json.loads((grid[0].folder / "manifest.json").read_text())
+    stopped = Point(grid[0].folder, {**manifest, "evaluations": []})
+    with pytest.raises(ValueError, match="the study needs runs that reached evaluation, got none of 1"):
+        pair_grid.study([stopped], SETTINGS, "reward")
+    assert sample_scaling.study([stopped], SETTINGS, "reward").tables["trained_by_n"] == []
+
+
+def test_training_dynamics_ends_where_the_history_ends(grid: list[Point]) -> None:
+    found = training_dynamics.study(grid, SETTINGS, "reward")
+    point = next(point for point in grid if point.strategy == "(max, mu-2sigma)")
+    lines = (point.store / point.part("policy")["folder"] / "history.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    end, half = only(found.tables["ends"], strategy="(max, mu-2sigma)"), len(rows) // 2
+    assert end["steps"] == len(rows) == 2 * half
+    assert end["loss"] == pytest.approx(np.mean([row["loss"] for row in rows[half:]]))
+    shift = np.mean([row["logps/chosen"] for row in rows[half:]]) - np.mean(
+        [row["logps/chosen"] for row in rows[:half]]
+    )
+    assert end["chosen_shift"] == pytest.approx(shift)
+    assert end["held_out/loss"] == rows[-1]["held_out/loss"]
+    assert end["held_out_pairs"] + end["pairs"] == point.part("pairs")["kept"]
+    curve = [row for row in found.tables["curves"] if row["strategy"] == "(max, mu-2sigma)"]
+    assert [row["loss"] for row in curve] == [row["loss"] for row in rows]
+    assert [row["held_out/loss"] is None for row in curve] == ["held_out/loss" not in row for row in rows]
+
+
+@pytest.mark.usefixtures("grid")
+def test_extended_positions_are_the_extremes_for_the_share_of_prompts_that_brute_force_finds() -> None:
+    assert {len(values) for values in study.swept("extended_positions").values()} == {4}
+    points = [
+        ["experiment=extended_positions", "size=tiny", "strategy.chosen=max", f"strategy.rejected={one}"]
+        for one in ("min", "mu-3sigma")
+    ]
+    own = runs.read([study.sweep("extended", points)])[0]
+    found = extended_positions.study(own, SETTINGS, "reward")
+    rewards = stored(own[0])[0]
+    target = rewards.mean(axis=1) - 3 * rewards.std(axis=1, ddof=1)
+    nearest = np.abs(rewards - target[:, None]).argmin(axis=1)
+    row = only(found.tables["positions"], position="mu-3sigma")
+    assert row["share"] == pytest.approx((nearest == rewards.argmin(axis=1)).mean())
+    z = stats.zscore(rewards, axis=1, ddof=1)
+    assert row["z_mean"] == pytest.approx(z[np.arange(12), nearest].mean(), abs=1e-6)
+    row = only(found.tables["trained"], strategy="(max, mu-3sigma)")
+    assert row["than_max_min_mean"] == pytest.approx((changed(own[1]) - changed(own[0])).mean())
+
+
+def test_losses_are_compared_with_dpo_on_the_same_pair(grid: list[Point]) -> None:
+    assert study.swept("loss_swap")["dpo.loss"] == ["dpo", "ipo", "hinge", "apo_zero", "sppo_hard"]
+    points = [
+        ["experiment=loss_swap", "size=tiny", "strategy=mu_minus_2sigma", f"dpo.loss={one}"] for one in ("dpo", "ipo")
+    ]
+    points.append([*points[0][:3], "dpo.loss=simpo", "dpo.beta=2", "dpo.gamma=1"])
+    own = runs.read([study.sweep("losses", points)])[0]
+    found = loss_swap.study([*own, *grid], SETTINGS, "win_rate").tables["loss_swap"]
+    names = [json.loads((point.folder / "manifest.json").read_text())["config"]["dpo"]["loss"] for point in own]
+    assert names == ["dpo", "ipo", "simpo"]
+    table = [
+        pq.read_table(point.store / point.manifest["evaluations"][0]["path"])["preference"].to_numpy() for point in own
+    ]
+    row = only(found, loss="ipo", strategy="(max, mu-2sigma)")
+    assert row["mean"] == pytest.approx(100 * table[1].mean())
+    assert row["than_dpo_mean"] == pytest.approx(100 * (table[1].mean() - table[0].mean()))
+    row = only(found, loss="simpo", strategy="(max, mu-2sigma)")
+    assert (row["beta"], row["gamma"]) == (2, 1)
+    with pytest.raises(
+        ValueError, match=r"must differ in their seed alone, got \(max, mu-2sigma\), n = 32, seeds 0, 0"
+    ):
+        pair_grid.study([*own, *grid], SETTINGS, "reward")
+    first = next(point for point in grid if point.strategy == "(max, mu-2sigma)")
+    assert len(runs.having([*own, first], "policy")) == 3  # dpo's is that of the grid
+
+
+def test_two_reward_models_on_one_pool_agree_as_numpy_says_and_the_best_by_one_is_worth_less_to_the_other(
+    grid: list[Point],
+) -> None:
+    points = [
+        ["experiment=reward_model_swap", "size=tiny", "strategy=max_min", f"reward_model={one}"]
+        for one in ("tiny", "tiny_gold")
+    ]
+    own = runs.read([study.sweep("reward_models", points)])[0]
+    assert own[0].part("samples")["key"] == grid[0].part("samples")["key"] == own[1].part("samples")["key"]
+    found = reward_model_swap.study(own, SETTINGS, "reward")
+    first, second = (stored(point)[0] for point in own)
+    row = only(found.tables["agreement"], first="tiny", second="tiny_gold")
+    each = [np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)]
+    assert row["mean"] == pytest.approx(np.mean(each), abs=1e-6)
+    z = [stats.zscore(one, axis=1, ddof=1) for one in (first, second)]
+    row = only(found.tables["over_optimisation"], selecting="tiny", n=32)
+    assert row["selecting_mean"] == pytest.approx(z[0].max(axis=1).mean(), abs=1e-6)
+    assert row["gold_mean"] == pytest.approx(z[1][np.arange(12), z[0].argmax(axis=1)].mean(), abs=1e-6)
+    assert row["gold_mean"] < row["selecting_mean"]
+    same = (first.argmax(axis=1) == second.argmax(axis=1)) & (first.argmin(axis=1) == second.argmin(axis=1))
+    assert only(found.tables["overlap"], strategy="(max, min)")["same_pair"] == pytest.approx(same.mean())
+    assert only(found.tables["trained"], reward_model="tiny_gold")["mean"] == pytest.approx(changed(own[1]).mean())
+
+
+@pytest.mark.usefixtures("grid")
+def test_rounds_are_compared_with_the_first() -> None:
+    points = [["experiment=rounds", "size=tiny", "strategy=mu_minus_2sigma", f"rounds={count}"] for count in (1, 2)]
+    own = runs.read([study.sweep("rounds", points)])[0]
+    assert own[0].part("policy")["key"] == own[1].part("policy", 0)["key"]
+    found = rounds.study(own, SETTINGS, "reward")
+    means = []
+    for turn in own[1].manifest["rounds"]:
+        tables = [pq.read_table(path) for path in (own[1].store / turn["rewards"]["folder"]).glob("*.parquet")]
+        rows = [row for table in tables for row in table.to_pylist()]
+        means.append(np.mean([row["reward"] for row in rows if row["sample_index"] < 32]))
+    second = only(found.tables["rounds"], rounds=2, round=2)
+    assert second["mean"] == pytest.approx(means[1], abs=1e-5)
+    assert second["since_first_mean"] == pytest.approx(means[1] - means[0], abs=1e-5)
+    row = only(found.tables["trained"], rounds=2)
+    assert row["than_one_mean"] == pytest.approx((changed(own[1]) - changed(own[0])).mean())
+
+
+@pytest.mark.usefixtures("place")
+def test_an_adaptive_budget_is_worth_the_uniform_n_that_reaches_the_same_best_reward() -> None:
+    small = ["experiment=adaptive_budget", "size=tiny", "n_samples=48", "sampler.mean_samples=32"]
+    folder = study.sweep("budget", [small, [*small, "sampler.budget=uniform"]])
+    own = runs.read([folder])[0]
+    found = adaptive_budget.study(own, SETTINGS, "reward")
+    (row,) = found.tables["adaptive_budget"]
+    rewards, _, names = stored(own[1])
+    pairs = pq.read_table(own[0].store / own[0].part("pairs")["path"]).to_pylist()
+    assert row["chosen"] == pytest.approx(np.mean([pair["chosen_reward"] for pair in pairs]), abs=1e-6)
+    assert row["drawn_mean"] == own[0].part("samples")["drawn"] / len(names) <= 32
+    shuffled = np.random.default_rng(0).permuted(np.tile(rewards, (2000, 1, 1)), axis=2)
+    best = np.maximum.accumulate(shuffled, axis=2).mean(axis=(0, 1))  # [48], of the best of k
+    assert row["equal_n"] == pytest.approx(np.interp(row["chosen"], best, np.arange(1, 49)), rel=0.05)
+    assert row["share"] == pytest.approx(row["drawn_mean"] / row["equal_n"])
+    with pytest.raises(ValueError, match="needs an adaptive and a uniform run, got adaptive"):
+        adaptive_budget.study(own[:1], SETTINGS, "reward")
+
+
+def test_academic_tasks_of_policy_and_start_stand_side_by_side(grid: list[Point], place: Path) -> None:
+    pytest.importorskip("lm_eval")
+    write_task(place / "tasks")
+    tasks = ["~also.academic.tasks", "+also.academic.tasks={rhymes: 0}", f"also.academic.include_path={place}/tasks"]
+    folder = study.sweep("academic", [["experiment=academic", "size=tiny", "strategy=random", *tasks]])
+    own = runs.read([folder])[0]
+    (row,) = academic.study([*own, *grid], SETTINGS, "reward").tables["academic"]
+    told = own[0].manifest["evaluations"][1]
+    tables = {
+        path.parent.name: pq.read_table(path).to_pylist()[0] for path in own[0].store.glob("academic/*/*.parquet")
+    }
+    (start,) = [one for name, one in tables.items() if name != told["key"]]
+    policy = tables[told["key"]]
+    assert (row["value"], row["start"]) == (policy["value"], start["value"])
+    reach = 1.959964 * math.hypot(policy["standard_error"], start["standard_error"])
+    assert (row["low"], row["high"]) == pytest.approx((row["difference"] - reach, row["difference"] + reach))
+    assert "rhymes" in (own[0].folder / "report.html").read_text()
+    with pytest.raises(ValueError, match="reached an lm_eval evaluation, got none of 22"):
+        academic.study(grid, SETTINGS, "reward")
+
+
+def test_every_study_draws_writes_and_prints_whatever_it_is_given(
+    grid: list[Point], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of trained runs and of a pool that nothing was trained on; every column of a table has one type."""
+    pool = study.run_point(["experiment=reward_normality", "size=tiny"], Path("runs/pool")).parent
+    scored = runs.read([pool])[0]
+    assert [stage["made"] for stage in scored[0].manifest["stages"]] == [0, 0]
+    found = {
+        "reward_normality": reward_normality.study(scored, SETTINGS, "reward"),
+        "min_of_k": min_of_k.study(scored, SETTINGS, "reward"),
+        "sample_scaling": sample_scaling.study(scored, SETTINGS, "reward"),
+        "extended_positions": extended_positions.study(scored, SETTINGS, "reward"),
+        "rounds": rounds.study(scored, SETTINGS, "reward"),
+        "reward_model_swap": reward_model_swap.study(grid, SETTINGS, "win_rate"),
+        "loss_swap": loss_swap.study(grid, SETTINGS, "win_rate"),
+        "training_dynamics": training_dynamics.study(grid, SETTINGS, "win_rate"),
+        "sampled": sample_scaling.study(grid, SETTINGS, "win_rate"),
+        "paired": pair_grid.study(grid, SETTINGS, "win_rate"),
+    }
+    for name, one in found.items():
+        output.show(one, name)
+        for path in output.write(one, tmp_path / name):
+            assert path.stat().st_size > 100
+    told = capsys.readouterr().out
+    assert "second hand" in told
+    assert "seed 0" in told
+
+
+def test_an_experiment_is_a_sweep_by_itself_and_its_jobs_are_runs(grid: list[Point], place: Path) -> None:
+    """Through run.py, with the axes of the experiment, one of which the command line replaces."""
+    command = [sys.executable, str(study.ROOT / "run.py"), "experiment=pair_grid", "size=tiny"]
+    environment = {**os.environ, "PYTHONPATH": str(study.ROOT)}
+    told = subprocess.run(
+        [*command, "launcher.dry_run=true"], cwd=place, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "jobs: 22 to submit (Local)" in told.stdout
+    swept = [*command, "strategy=paper/max_mu", "until=select"]
+    subprocess.run(swept, cwd=place, env=environment, capture_output=True, text=True, check=True)
+    own, missing = runs.read([place / "runs" / "latest"])
+    assert not missing
+    assert [(point.strategy, point.part("pairs")["key"]) for point in own] == [
+        (point.strategy, point.part("pairs")["key"]) for point in grid if point.strategy == "(max, mu)"
+    ]
