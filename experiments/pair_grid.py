@@ -136,18 +136,19 @@ def compared(rows: Sequence[Mapping[str, Any]], n: int) -> list[Beside]:
         if "than_random_p" in row:
             found += f"; than random {output.told(row, 'than_random_')}, Holm p {row['than_random_p_holm']:.3f}"
         lines.append(Beside(f"{row['strategy']}, n = {n}, {row['measure']}", REPORTED.get(row["strategy"], "-"), found))
-    below = [row["strategy"] for row in rows if row["high"] < runs.LEVEL[row["measure"]]]
-    told = f"{len(below)} of {len(rows)} are worse than {rows[0]['baseline']} by their interval" + ", ".join(
-        ["", *below]
+    pairs = [row for row in rows if row["strategy"] != BASELINE]
+    if not pairs:
+        return lines
+    below = [row["strategy"] for row in pairs if row["high"] < runs.LEVEL[row["measure"]]]
+    told = f"{len(below)} of {len(pairs)} by their intervals" + (f": {', '.join(below)}" if below else "")
+    highest = max(pairs, key=lambda row: row["mean"])
+    told_apart = sum(row.get("than_random_p_holm", 1.0) < ALPHA for row in pairs)
+    best = (
+        f"highest mean of {len(pairs)}: {highest['strategy']} {output.told(highest)}; {told_apart} differ from random"
     )
-    best = max(rows, key=lambda row: row["mean"])
     return [
-        Beside(
-            "the best pair",
-            "rejected at mu-2sigma, chosen as high as possible (LC)",
-            f"{best['strategy']} of {len(rows)}",
-        ),
-        Beside(f"pairs below {rows[0]['baseline']}", "none of the 21 below the start (LC)", told),
+        Beside("the best pair", "rejected at mu-2sigma, chosen as high as possible (LC)", best),
+        Beside(f"pairs below {pairs[0]['baseline']}", "none of the 21 below the start (LC)", told),
         *lines,
     ]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sweetspot.distribution.positions import NONE
 from sweetspot.report.rows import Scored, read_history, read_scored
-from sweetspot.schema import PAIRS, SAMPLES, SCORES
+from sweetspot.schema import PAIRS, PROMPTS, SAMPLES, SCORES
 from sweetspot.stages.pool import served
 from sweetspot.statistics import bootstrap_mean, sign_flip_p
 from sweetspot.store import read_tile
@@ -133,9 +133,14 @@ def scored(point: Point, turn: int = -1) -> Scored:
     return read_scored(point.store, point.part("samples", turn), point.part("rewards", turn))
 
 
+def prompt_ids(point: Point) -> list[str]:
+    """The training prompts, in the order of the rows of the reward matrix."""
+    return read_tile(point.store / point.part("samples")["prompts"], PROMPTS)[0]["prompt_id"].to_pylist()
+
+
 def tokens(point: Point) -> Floats:
     """The lengths of the responses that were scored, tokens [prompts, n]; NaN where there is none."""
-    samples, ids = point.part("samples"), scored(point).prompt_ids
+    samples, ids = point.part("samples"), prompt_ids(point)
     matrix = np.full((len(ids), samples["n_samples"]), np.nan)
     row_of = {name: row for row, name in enumerate(ids)}
     for name in samples["tiles"]:
@@ -147,7 +152,7 @@ def tokens(point: Point) -> Floats:
 
 def pair_picks(point: Point) -> NDArray[np.intp]:
     """The chosen and rejected sample of each prompt's first pair, [2, prompts]; NONE where it has none."""
-    row_of = {name: row for row, name in enumerate(scored(point).prompt_ids)}
+    row_of = {name: row for row, name in enumerate(prompt_ids(point))}
     found = np.full((2, len(row_of)), NONE, dtype=np.intp)
     for row in read_tile(point.store / point.part("pairs")["path"], PAIRS)[0].to_pylist():
         if row["pair_index"] == 0:
