@@ -47,7 +47,7 @@ class Prompts:
     probability: list[Floats]
 
 
-CASES = {
+CASES = {  # where one is longer, 0.05 of its advantage makes up for the regulariser's larger effect
     "5 points apart, one is longer": (Policy(0.0, 1.1, 0.0), Policy(0.26, 1.4, 400.0)),
     "equal, and equally long": (Policy(0.3, 1.1, 0.0), Policy(0.3, 1.1, 0.0)),
     "equal, one is longer": (Policy(0.3, 1.1, 0.0), Policy(0.35, 1.4, 800.0, 900.0)),
