@@ -47,9 +47,10 @@ class Prompts:
     probability: list[Floats]
 
 
-CASES = {  # where one is longer, 0.05 of its advantage makes up for the regulariser's larger effect
-    "5 points apart, one is longer": (Policy(0.0, 1.1, 0.0), Policy(0.26, 1.4, 400.0)),
+CASES = {
+    "4.5 points apart, one is longer": (Policy(0.0, 1.1, 0.0), Policy(0.26, 1.4, 400.0)),
     "equal, and equally long": (Policy(0.3, 1.1, 0.0), Policy(0.3, 1.1, 0.0)),
+    # the advantage makes up for what the regulariser's larger length effect takes from a longer policy
     "equal, one is longer": (Policy(0.3, 1.1, 0.0), Policy(0.35, 1.4, 800.0, 900.0)),
 }
 
