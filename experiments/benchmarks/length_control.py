@@ -48,8 +48,9 @@ class Prompts:
 
 
 CASES = {
-    "5 points apart, one is longer": (Policy(0.0, 1.1, 0.0), Policy(0.26, 1.4, 400.0)),
+    "4.5 points apart, one is longer": (Policy(0.0, 1.1, 0.0), Policy(0.26, 1.4, 400.0)),
     "equal, and equally long": (Policy(0.3, 1.1, 0.0), Policy(0.3, 1.1, 0.0)),
+    # the advantage makes up for what the regulariser's larger length effect takes from a longer policy
     "equal, one is longer": (Policy(0.3, 1.1, 0.0), Policy(0.35, 1.4, 800.0, 900.0)),
 }
 

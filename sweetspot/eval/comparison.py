@@ -3,8 +3,10 @@
 A difference of means is bootstrapped over prompts and tested by random signs. The length-controlled rate is no mean:
 its coefficients are estimates from the same judgements, so each resample fits both policies' regressions again
 (bootstrapping the fitted predictions instead would take the coefficients for known and give intervals half as wide),
-and each permutation swaps the two policies' answers of some prompts and fits again. The strength of regularisation
-stays as cross-validation chose it.
+and each permutation swaps the two policies' answers of some prompts and fits again. Policies of equal rates may differ
+in length, so their answers are not exchangeable: the difference is compared with permutations in units of its standard
+error, each of its own (Chung and Romano 2013, Exact and asymptotically robust permutation tests). The strength of
+regularisation stays as cross-validation chose it.
 """
 
 from collections.abc import Sequence
@@ -151,12 +153,15 @@ def _rates(first: AtLength, second: AtLength, regulariser: Regulariser, settings
         swap = rng.integers(0, 2, size=(size, n)).astype(bool)
         rates = _fit_both(first, second, swap, np.ones((size, n)), regulariser)
         swapped.append(rates[1] - rates[0])
-    differences, observed = np.concatenate(drawn), abs(float(whole[1][0] - whole[0][0]))
-    beyond = int(np.count_nonzero(np.abs(np.concatenate(swapped)) >= observed * (1 - 1e-12)))
+    differences, permuted = np.concatenate(drawn), np.concatenate(swapped)
+    error, observed = float(differences.std()), abs(float(whole[1][0] - whole[0][0]))
+    if error > 0:
+        observed *= float(permuted.std()) / error
+    beyond = int(np.count_nonzero(np.abs(permuted) >= observed * (1 - 1e-12)))
     # "weibull": the limits leave out 2.5% on average, which with few draws other ways of interpolating do not
     low, high = np.quantile(differences, (ALPHA / 2, 1 - ALPHA / 2), method="weibull")
     p = (beyond + 1) / (settings.resamples + 1)
-    return _Difference((float(whole[0][0]), float(whole[1][0])), float(low), float(high), p, float(differences.std()))
+    return _Difference((float(whole[0][0]), float(whole[1][0])), float(low), float(high), p, error)
 
 
 def _fit_both(
