@@ -45,6 +45,8 @@ def calibrate(overrides: Sequence[str], prompts: int | None, at_once: int) -> Ca
     Raises:
         ValueError: one line, when a run fails or is too small to tell.
     """
+    if at_once < 1:
+        raise ValueError(f"calibrate: --at-once must be >= 1, got {at_once}")
     given = ["until=train", *(one for one in overrides if not OTHERS.match(one)), *SETTINGS]
     config = compose(given)
     words = [*given, *sizes(config, prompts), "launcher=local"]

@@ -25,7 +25,7 @@ FOLDER_COMMANDS = {
 }
 EXAMPLES = """examples:
   python -m sweetspot.sweep status runs/latest            how each job stands;  --watch repeats it until all have ended
-  python -m sweetspot.sweep collect runs/latest           sweep.parquet and sweep.md of whatever finished
+  python -m sweetspot.sweep collect runs/latest           sweep.parquet, sweep.md and sweep.html of whatever finished
   python -m sweetspot.sweep resubmit runs/latest          submits what failed, was stopped or is missing
   python -m sweetspot.sweep cancel runs/latest            ends what waits or runs
   python -m sweetspot.sweep calibrate model=other model.path=MODEL     a small run; calibration.json for the forecast
