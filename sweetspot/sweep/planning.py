@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweetspot.launch import visible_gpus
+from sweetspot.devices import visible_gpus
 from sweetspot.store import StoreError
 from sweetspot.sweep import rates
 from sweetspot.sweep.folder import Job
