@@ -158,11 +158,14 @@ def main(config: DictConfig) -> None:
 
 def _run(config: DictConfig, folder: Path) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    settings = settings_of(plain)
     provenance.keep(folder, ["python", *sys.argv])
-    if not any(one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra):
+    if not ranks.node(settings.launch) and not any(
+        one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra
+    ):
         provenance.link_latest(folder)
     command = " ".join(["python run.py", *HydraConfig.get().overrides.task])
-    pipeline(settings_of(plain), plain, folder, command)
+    pipeline(settings, plain, folder, command)
 
 
 def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, command: str) -> Path:
@@ -173,15 +176,16 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     """
     console, started = Console(), datetime.now(UTC)
     settings.launch.workers(settings.sampler.group)  # devices that are not there are told before anything is made
-    if settings.reaches("train"):
-        stages.check_training(settings.dpo, settings.deepspeed, settings.launch)
+    training = settings.dpo, settings.deepspeed, settings.launch
+    told = stages.check_training(*training) if settings.reaches("train") else []
     prompts = settings.data.load()
     evaluations = settings.evaluations(_choices().get("eval", "evaluation"))
     if prompts.held_out.num_rows == 0 and any(isinstance(one, HeldOut) for one in evaluations.values()):
         raise ValueError(
             "data: no prompt is held out, so there is nothing to evaluate on; hold some out, or set until=train"
         )
-    told = [*stages.cautions(settings.strategy, settings.n_samples, prompts.duplicates), *stages.check(evaluations)]
+    told += stages.cautions(settings.strategy, settings.n_samples, prompts.duplicates)
+    told += stages.check(evaluations)
     store = _open_store(settings.store)
     if node := ranks.node(settings.launch):  # it helps to sample, score and train, and leaves the rest to node 0
         nothing: dict[str, Any] = {"warnings": [], "rounds": [], "evaluations": []}

@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402 - the imports wait for importorskip
 
+import contextlib
 import json
 import os
 import random
@@ -30,7 +31,7 @@ from sweetspot.trainer.checkpoints import WHOLE
 from tests import ranked, tiny
 
 pytestmark = pytest.mark.slow
-DPO = tiny.dpo(dtype="float32", device_batch_size=2, epochs=4, save_every=2)
+DPO = tiny.dpo(dtype="float32", device_batch_size=2, epochs=16, save_every=8)  # 48 steps
 
 
 def main(job: dict[str, Any], emit: launch.Emit) -> None:  # noqa: ARG001 - a worker's signature
@@ -125,14 +126,11 @@ def undisturbed(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_a_kill_at_any_moment_ends_all_ranks_and_the_curve_is_gone_on_with(
     stage: int, attempt: int, undisturbed: Callable[[int], Path], tiny_model: Model, tmp_path: Path
 ) -> None:
-    """Killed twice: after a random step, and in the middle of the save behind another."""
+    """Killed twice: at a random moment after one of the first steps, and in the middle of a later save."""
     chance = random.Random(100 * stage + attempt)
-    for victim, step in (
-        (chance.randrange(2), chance.randrange(1, 12)),
-        (chance.randrange(2), chance.choice([4, 6, 8])),
-    ):
-        ended = killed(tmp_path, tiny_model, stage, victim, step, chance.uniform(0, 0.3))
-        assert ended < 15
+    step = chance.randrange(1, 24)
+    for victim, when in ((chance.randrange(2), behind_step(step)), (chance.randrange(2), in_save_behind(24))):
+        assert killed(tmp_path, tiny_model, stage, victim, when) < 15
         assert not left(tmp_path)
     same_curve(ranked.train(tmp_path, tiny_model, DPO, tiny.deepspeed(stage=stage)), ranked.history(undisturbed(stage)))
     ours, theirs = (load_file(one / "policy" / "model.safetensors") for one in (tmp_path, undisturbed(stage)))
@@ -140,51 +138,77 @@ def test_a_kill_at_any_moment_ends_all_ranks_and_the_curve_is_gone_on_with(
     assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-6
 
 
-def killed(folder: Path, model: Model, stage: int, victim: int, step: int, later: float) -> float:
-    """Seconds from the kill of a rank, so long after a step was told, to the launcher's error; 0 without a kill."""
-    at = [0.0]
-    timers: list[threading.Timer] = []
+def behind_step(step: int) -> Callable[[Path], bool]:
+    """As soon as the curve has that step, with the next one under way."""
 
-    def kill() -> None:
-        for process in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                if f"train-rank-{victim}/job.json" in process.read_text() and str(folder) in process.read_text():
-                    at[0] = time.monotonic()
-                    os.kill(int(process.parent.name), signal.SIGKILL)
-            except (OSError, ProcessLookupError):
-                continue
+    def now(folder: Path) -> bool:
+        curve = folder / "policy" / "history.jsonl"
+        return curve.exists() and curve.read_text().count("\n") >= step
 
-    def follow(metrics: dict[str, Any]) -> None:
-        if metrics.get("step") == step:
-            timers.append(threading.Timer(later, kill))
-            timers[0].start()
+    return now
 
+
+def in_save_behind(step: int) -> Callable[[Path], bool]:
+    """As soon as files of a checkpoint behind the step lie there and it is not whole."""
+
+    def now(folder: Path) -> bool:
+        begun = [path for path in (folder / "policy" / "checkpoints").glob("*/*") if path.name != WHOLE]
+        late = [path.parent for path in begun if int(path.parent.name.rpartition("-")[2]) > step]
+        return any(not (checkpoint / WHOLE).exists() for checkpoint in late)
+
+    return now
+
+
+def killed(folder: Path, model: Model, stage: int, victim: int, when: Callable[[Path], bool]) -> float:
+    """Seconds from the kill of a rank, as soon as `when(folder)` holds, to the launcher's error."""
+    at: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        found = None
+        while not over.wait(0.001):
+            found = found or process_of(folder, victim)
+            if found and when(folder):
+                at.append(time.monotonic())
+                os.kill(found, signal.SIGKILL)
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     try:
-        ranked.train(folder, model, DPO, tiny.deepspeed(stage=stage), on_metrics=follow)
-    except WorkerError as error:
-        assert f"rank {victim}: the worker was killed by SIGKILL" in str(error)
+        with pytest.raises(WorkerError, match=f"rank {victim}: the worker was killed by SIGKILL"):
+            ranked.train(folder, model, DPO, tiny.deepspeed(stage=stage))
         return time.monotonic() - at[0]
     finally:
-        for timer in timers:
-            timer.cancel()
-    return 0.0
+        over.set()
+        watcher.join()
+
+
+def process_of(folder: Path, rank: int) -> int | None:
+    """The process of a rank that works on a job below the folder."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            text = process.read_text()
+            if f"train-rank-{rank}/job.json" in text and str(folder) in text:
+                return int(process.parent.name)
+    return None
 
 
 def test_a_checkpoint_of_another_number_of_ranks_or_stage_is_refused_in_one_line(
     tiny_model: Model, tmp_path: Path
 ) -> None:
-    killed(tmp_path, tiny_model, stage=2, victim=1, step=5, later=0.0)
+    killed(tmp_path, tiny_model, 2, 1, behind_step(12))
     assert list((tmp_path / "policy" / "checkpoints").glob(f"*/{WHOLE}"))
-    with pytest.raises(WorkerError, match=r"checkpoint-4 was written for stage 2, not 3; train on as it was begun"):
+    with pytest.raises(WorkerError, match=r"checkpoint-8 was written for stage 2, not 3; train on as it was begun"):
         ranked.train(tmp_path, tiny_model, DPO, tiny.deepspeed(stage=3))
-    with pytest.raises(WorkerError, match=r"checkpoint-4 was written for ranks 2, not 1; train on as it was begun"):
+    with pytest.raises(WorkerError, match=r"checkpoint-8 was written for ranks 2, not 1; train on as it was begun"):
         ranked.train(tmp_path, tiny_model, DPO, tiny.deepspeed(stage=2), devices=1)
 
 
 def test_a_plain_checkpoint_fits_any_number_of_ranks(
     undisturbed: Callable[[int], Path], tiny_model: Model, tmp_path: Path
 ) -> None:
-    killed(tmp_path, tiny_model, stage=0, victim=0, step=5, later=0.0)
+    killed(tmp_path, tiny_model, 0, 0, behind_step(12))
     from sweetspot import trainer
 
     trainer.main(ranked.job(tmp_path, tiny_model, DPO, tiny.deepspeed(), 10), lambda _: None)
@@ -231,7 +255,7 @@ def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_and_code_75(
     assert told[-1] == number.name
     assert not left(tmp_path)
     steps = len(ranked.history(tmp_path))
-    assert 3 <= steps < 12
+    assert 3 <= steps < 48
     (kept,) = (tmp_path / "policy" / "checkpoints").iterdir()
     assert kept.name == f"checkpoint-{steps}"
     assert (kept / WHOLE).exists()

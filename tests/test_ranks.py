@@ -63,6 +63,7 @@ def test_two_ranks_go_the_way_of_one_process(stage: int, count: int, tiny_model:
         (0, {"autocast": "bfloat16"}),
         (3, {"autocast": "bfloat16"}),
         (3, {"held_out_share": 0.2}),
+        *((stage, {"device_batch_size": 1}) for stage in range(4)),  # two passes a rank: gradients are accumulated
     ],
     ids=str,
 )

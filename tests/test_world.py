@@ -46,7 +46,7 @@ def test_slurm_tells_the_node_the_head_and_a_port(monkeypatch: pytest.MonkeyPatc
     for name, value in {"NODEID": "1", "JOB_ID": "70001", "JOB_NODELIST": "gpu[7-8]"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     (one,) = ranks.environments(tiny.launch(nodes=2))
-    assert (one["RANK"], one["MASTER_ADDR"], one["MASTER_PORT"]) == ("1", "10.0.0.7", "30001")  # 20000 + 70001 % 20000
+    assert (one["RANK"], one["MASTER_ADDR"], one["MASTER_PORT"]) == ("1", "10.0.0.7", "20001")  # 20000 + 70001 % 10000
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ def response_logprobs(network: Any, layout: Layout, forward: Forward) -> Tensor:
     arguments = {} if layout.spans is None else attention.arguments(layout)
     with (
         head_predicts(getattr(network, "module", network), layout, forward.tiled),
-        torch.autocast(layout.token_ids.device.type, dtype=dtype, enabled=dtype is not None),
+        # without its cache, which would keep a cast copy of every weight that ZeRO-3 has gathered for a moment
+        torch.autocast(layout.token_ids.device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False),
     ):
         logits = network(input_ids=layout.token_ids, use_cache=False, **arguments).logits
     predicted = target_logprobs(logits, layout, forward.tiled)

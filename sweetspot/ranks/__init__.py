@@ -5,16 +5,19 @@ WORLD_SIZE, MASTER_ADDR and MASTER_PORT. It is started from here and not by torc
 log and its error line, a dead one is seen at once and by name, and no agent stands between a signal and the rank.
 """
 
-from sweetspot.ranks.watch import BEAT, TRAINING, run
-from sweetspot.ranks.world import check, deepspeed_environment, divide, environments, node, of_node, total
+from sweetspot.ranks.watch import BEAT, BEAT_SECONDS, SAVING, TRAINING, run
+from sweetspot.ranks.world import check, deepspeed_environment, divide, environments, fitted, node, of_node, total
 
 __all__ = [
     "BEAT",
+    "BEAT_SECONDS",
+    "SAVING",
     "TRAINING",
     "check",
     "deepspeed_environment",
     "divide",
     "environments",
+    "fitted",
     "node",
     "of_node",
     "run",

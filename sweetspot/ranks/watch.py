@@ -11,14 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweetspot.launch import POLL_SECONDS, Worker, WorkerError, stop
+from sweetspot.launch import POLL_SECONDS, STOP_SECONDS, Worker, WorkerError
 from sweetspot.progress import bar
 from sweetspot.stopping import REQUEUE, STOPS, Stopped
 
 BEAT = "SWEETSPOT_BEAT"  # the variable that tells a rank where its beat goes
 TRAINING = "training"  # in a beat: the main thread must move
+SAVING = "saving"  # in a beat: of a checkpoint or of the model
+BEAT_SECONDS = 1.0  # between two beats
 START_SECONDS = 120.0  # that a rank has at least until its first beat
 STOPPED_SECONDS = 5.0  # without a tick, which comes every second
+LEAVE_SECONDS = 20.0  # that the others have once one has left: they leave together
 SETTLE_SECONDS = 1.0  # after a rank failed, in which the one that was the cause shows
 TROUBLE = ("gloo", "nccl", "connection", "socket", "store", "collective")  # in the error of a rank that lost another
 
@@ -57,12 +60,41 @@ def run(
             ranks.append(Worker(module, own, {**environment, BEAT: str(own / "beat")}))
         _follow(ranks, folder.name, on_metrics, timeout, until)
     except Stopped:
-        stop(ranks)
+        _stop(ranks)
+        for rank in ranks:
+            _read(rank, _unseen, on_metrics)
         raise
     finally:
         for rank in ranks:
             rank.end()
             rank.events.close()
+
+
+def _stop(ranks: Sequence[Worker]) -> None:
+    """Tell the ranks to stop, and wait until they have saved, STOP_SECONDS at most.
+
+    Those that do not train yet have nothing to save; one that waits for ranks that are gone is not waited for.
+    """
+    for rank in ranks:
+        if rank.process.poll() is None:
+            rank.process.terminate()
+    pulses = [_Pulse(rank.folder / "beat") for rank in ranks]
+    known = time.monotonic() + 2 * BEAT_SECONDS  # when the beats tell of now
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline:
+        for pulse in pulses:
+            pulse.silent()
+        running = [one.process.poll() is None for one in ranks]
+        trains = [time.monotonic() < known or pulse.trains() for pulse in pulses]
+        if not any(one and saves for one, saves in zip(running, trains, strict=True)):
+            return
+        if not all(running):
+            deadline = min(deadline, time.monotonic() + LEAVE_SECONDS)
+        time.sleep(POLL_SECONDS)
+
+
+def _unseen(states: Mapping[int, Any]) -> None:
+    """Where progress goes that nobody looks at any more."""
 
 
 def _follow(
@@ -81,7 +113,7 @@ def _follow(
                 _read(rank, show, on_metrics)
             if REQUEUE in codes:
                 raise Stopped(STOPS[0].name)
-            if any(codes):
+            if any(codes) or any(rank.error for rank in ranks):  # one that failed may hang in what it waited for
                 time.sleep(SETTLE_SECONDS)
                 raise WorkerError(_fault(ranks, show, on_metrics, title))
             if all(code == 0 for code in codes):
@@ -106,9 +138,10 @@ def _fault(ranks: Sequence[Worker], show: Any, on_metrics: Callable[[dict[str, A
     for rank in ranks:
         rank.process.poll()
         _read(rank, show, on_metrics)
-        if text := rank.fault():
+        if text := rank.error or rank.fault():
             lost_another = any(word in text.lower() for word in TROUBLE)
-            failed.append(((rank.process.returncode or 0) >= 0, lost_another, rank, text))
+            told = rank.error is not None or (rank.process.returncode or 0) >= 0
+            failed.append((lost_another, told, rank, text))
     _, _, rank, text = min(failed, key=lambda one: one[:2])
     shared = len(failed) == len(ranks) and len({one[3] for one in failed}) == 1
     name = "" if shared else f"rank {_number(rank)}: "
@@ -141,13 +174,17 @@ class _Pulse:
         now = time.monotonic()
         try:
             ticks, moves, doing = self._path.read_text().split()
-        except (FileNotFoundError, ValueError):  # not there yet, or being written
+        except (OSError, ValueError):  # not there yet, being written, or behind a network that is away
             return now - self._ticked
         if ticks != self._ticks:
             self._ticked, self._ticks = now, ticks
         if int(moves) != self._moves or doing != self.doing:
             self._moved, self._moves, self.doing = now, int(moves), doing
         return now - (min(self._ticked, self._moved) if doing == TRAINING else self._ticked)
+
+    def trains(self) -> bool:
+        """Whether there is something to save."""
+        return self.doing in (TRAINING, SAVING)
 
     def place(self) -> tuple[bool, int]:
         """Smaller for who is the cause that the others wait: it does not tick, or has moved least."""

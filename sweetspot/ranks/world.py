@@ -1,5 +1,6 @@
 """Which ranks a training has, how they find each other, and what cannot be trained on."""
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import zlib
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +25,13 @@ def of_node(launch: Launch) -> int:
 def total(launch: Launch) -> int:
     """How many ranks all nodes have."""
     return of_node(launch) * launch.nodes
+
+
+def fitted(launch: Launch, batch_size: int) -> Launch:
+    """The launch with as many devices as share a step's rows evenly, where it does not say how many; else itself."""
+    counts = range(1, of_node(launch) + 1) if launch.devices is None else ()
+    fitting = [count for count in counts if batch_size % (count * launch.nodes) == 0]
+    return dataclasses.replace(launch, devices=max(fitting)) if fitting else launch
 
 
 def divide(batch_size: int, device_batch_size: int, ranks: int) -> tuple[int, int]:
@@ -87,7 +96,7 @@ def place(launch: Launch) -> tuple[str, int]:
     if launch.nodes == 1:
         return "127.0.0.1", launch.port or _free_port()
     job = os.environ.get("SLURM_JOB_ID")
-    head, port = launch.head or _slurm_head(), launch.port or (20000 + int(job) % 20000 if job else None)
+    head, port = launch.head or _slurm_head(), launch.port or (20000 + int(job) % 10000 if job else None)
     if head is None or port is None:
         raise ValueError(
             "launch.head and launch.port must be given for several nodes outside SLURM: the address of node 0 and a "
@@ -103,8 +112,8 @@ def _free_port() -> int:
 
 
 def _slurm_head() -> str | None:
-    """The address of a SLURM job's first node, as SLURM itself reaches it."""
-    nodes = os.environ.get("SLURM_JOB_NODELIST")
+    """The address of the first node of a SLURM step or job, as SLURM itself reaches it."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST"))
     names = _scontrol("show", "hostnames", nodes).split() if nodes else []
     if not names:
         return os.environ.get("SLURM_LAUNCH_NODE_IPADDR")
@@ -138,7 +147,8 @@ def environments(launch: Launch) -> list[dict[str, str]]:
 def deepspeed_environment() -> dict[str, str]:
     """What a rank needs in its environment for DeepSpeed; without GPUs that is a place to build its C++ part in.
 
-    The place belongs to the user, the host and the versions, so that no build of another is ever loaded.
+    The place belongs to the user, the host, the versions and the environment of Python, so that no build of another
+    is ever loaded, and none is replaced while it is in use.
 
     Raises:
         ValueError: when DeepSpeed is not installed, or a processor's part cannot be built.
@@ -158,5 +168,6 @@ def deepspeed_environment() -> dict[str, str]:
         )
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sweetspot" / "torch_extensions"
     versions = "-".join(metadata.version(name) for name in ("torch", "deepspeed"))
-    built = os.environ.get("TORCH_EXTENSIONS_DIR", str(cache / f"{versions}-{socket.gethostname()}"))
+    own = f"{versions}-{socket.gethostname()}-{zlib.crc32(sys.prefix.encode()):08x}"
+    built = os.environ.get("TORCH_EXTENSIONS_DIR", str(cache / own))
     return {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": built, "PATH": path}

@@ -34,14 +34,19 @@ class Policy:
     reference_error: dict[str, float] | None  # of the sampler's log-probabilities as reference (`SamplerError`)
 
 
-def check_training(dpo: DPO, deepspeed: DeepSpeed, launch: Launch) -> None:
+def check_training(dpo: DPO, deepspeed: DeepSpeed, launch: Launch) -> list[str]:
     """Refuse, before anything is made, what cannot be trained here.
+
+    Returns:
+        What should be known of it, a line each.
 
     Raises:
         ValueError: in one line.
     """
     dpo.check_libraries()
     check_spread("dpo", dpo, dpo.adapter, deepspeed, launch)
+    used, there = ranks.of_node(ranks.fitted(launch, dpo.batch_size)), ranks.of_node(launch)
+    return [f"train: dpo.batch_size={dpo.batch_size} is shared by {used} of {there} GPUs"] if used < there else []
 
 
 def train(
@@ -66,7 +71,7 @@ def train(
     name = key(dpo, deepspeed, start, None if dpo.reference_free else reference, pairs.key)
     folder = run.store.folder("policies", name)
     if ranks.node(run.launch):
-        run.lend("train", "sweetspot.trainer", folder, deepspeed, dpo.environment())
+        run.lend("train", "sweetspot.trainer", folder, deepspeed, dpo)
         return _read(name, folder, start, None)
     logprobs, error = reference_logprobs(pairs.samples, wanted, reference, dpo, run)
     started = time.monotonic()
@@ -108,7 +113,7 @@ def _make(
             "output": str(scratch.absolute()),
             "card": dict(card),
         }
-        run.train("train", "sweetspot.trainer", job, deepspeed, dpo.environment())
+        run.train("train", "sweetspot.trainer", job, deepspeed, dpo)
         rows.unlink()
 
 

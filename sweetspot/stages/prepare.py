@@ -69,7 +69,7 @@ def finetune(model: SftModel, base: Model, deepspeed: DeepSpeed, run: Run) -> Mo
     folder = run.store.folder("models", name)
     check_spread("model.sft", model.sft, None, deepspeed, run.launch)
     if ranks.node(run.launch):
-        run.lend("sft", "sweetspot.trainer.sft", folder, deepspeed, model.sft.environment())
+        run.lend("sft", "sweetspot.trainer.sft", folder, deepspeed, model.sft)
         return model.at(folder)
 
     def train() -> None:
@@ -85,7 +85,7 @@ def finetune(model: SftModel, base: Model, deepspeed: DeepSpeed, run: Run) -> Mo
                 "output": str(scratch.absolute()),
                 "card": {"title": f"{model.name}, fine-tuned by sweetspot", "base": base.name},
             }
-            run.train("sft", "sweetspot.trainer.sft", job, deepspeed, model.sft.environment())
+            run.train("sft", "sweetspot.trainer.sft", job, deepspeed, model.sft)
             rows.unlink()
 
     made = make_once(folder, train, run)
@@ -100,6 +100,7 @@ def check_spread(name: str, settings: DPO | SFT, adapter: str | None, deepspeed:
         ValueError: in one line; `name` is where the settings stand.
     """
     deepspeed.check(settings.dtype, adapter)
+    launch = ranks.fitted(launch, settings.batch_size)
     ranks.check(launch, deepspeed.stage)
     try:
         ranks.divide(settings.batch_size, settings.device_batch_size, ranks.total(launch))
@@ -113,8 +114,21 @@ def make_once(folder: Path, make: Callable[[], None], run: Run) -> bool:
     Returns:
         Whether this run made it.
     """
+    return make_alone(folder, lambda: not folder.exists(), make, run)
+
+
+def make_alone(folder: Path, lacking: Callable[[], bool], make: Callable[[], None], run: Run) -> bool:
+    """Have what is lacking made under a lease on the folder, so that no two runs make it at once.
+
+    Args:
+        lacking: whether something is; asked again and again while another run holds the lease.
+        make: makes all that is lacking.
+
+    Returns:
+        Whether this run made it.
+    """
     watch, told = Watch(run.launch.lease_seconds), False
-    while not folder.exists():
+    while lacking():
         held = watch.claim(folder, generations(folder.parent).get(folder.name))
         if not isinstance(held, Lease):
             if held is not None and not told:
@@ -123,7 +137,7 @@ def make_once(folder: Path, make: Callable[[], None], run: Run) -> bool:
             time.sleep(run.launch.lease_seconds / LOOKS)
             continue
         try:
-            if not folder.exists():
+            if lacking():
                 make()
                 return True
         finally:

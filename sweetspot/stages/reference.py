@@ -1,7 +1,7 @@
 """Reference log-probabilities: rows of the store, computed once, or the sampler's own with their error measured."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sweetspot.model import Model
 from sweetspot.sampler import Sampler
 from sweetspot.schema import LOGPROBS
 from sweetspot.stages.pool import Samples, rows_at
+from sweetspot.stages.prepare import make_alone
 from sweetspot.stages.run import Run
 from sweetspot.store import read_tile, write_tile
 
@@ -108,32 +109,53 @@ def log_probabilities(
     """The log-probability under `model` of the responses at (prompt_id, sample_index), computed once and kept as rows.
 
     The rows are shared by every strategy, n and beta: their key is the model's content, the numerics, the truncation
-    and the pool. Parts are appended; a row that stands in two parts is harmless.
+    and the pool. Of runs that want some at once, one computes what it lacks while the others wait for it. Parts
+    are appended; a row that stands in two parts is harmless.
     """
     started = time.monotonic()
     name = logprob_key(model, dpo, samples.key)
     provenance = {"model": to_config(model), "dpo": to_config(dpo), "samples": samples.key}
     folder = run.store.artefact("logprobs", name, provenance)
     run.missing(folder.glob("*.parquet"), LOGPROBS)
-    known, too_long = _read_logprobs(folder)
-    todo = sorted(wanted - known.keys() - too_long)
-    if todo:
-        messages = dict(zip(samples.prompt_ids, samples.prompts["messages"].to_pylist(), strict=True))
-        rows = rows_at(samples, set(todo), ["token_ids"])
-        table = pa.Table.from_pylist([{**rows[place], "messages": messages[place[0]]} for place in todo])
-        path = run.folder / "jobs" / f"{title.replace(' ', '-')}-rows.parquet"
-        write_tile(path, table, {})
-        job = {
-            "model": to_config(model),
-            "dpo": to_config(dpo),
-            "probe": samples.probe,
-            "rows": str(path),
-            "parts": str(folder),
-        }
-        run.work(title, "sweetspot.logprob", job, dpo.environment())
-        known, too_long = _read_logprobs(folder)
-    run.did(title, "rows", len(todo), len(wanted) - len(todo), started)
+    parts: list[Path] | None = None
+    todo: list[Place] = []
+    computed = 0
+
+    def lacking() -> bool:
+        nonlocal parts, todo
+        if (now := sorted(folder.glob("*.parquet"))) != parts:
+            known, too_long = _read_logprobs(folder)
+            parts, todo = now, sorted(wanted - known.keys() - too_long)
+        return bool(todo)
+
+    def compute() -> None:
+        nonlocal computed
+        computed = len(todo)
+        _compute(samples, todo, model, dpo, folder, title, run)
+
+    make_alone(folder, lacking, compute, run)
+    known, _ = _read_logprobs(folder)
+    run.did(title, "rows", computed, len(wanted) - computed, started)
     return {place: known[place] for place in wanted if place in known}
+
+
+def _compute(
+    samples: Samples, places: Sequence[Place], model: Model, dpo: DPO, folder: Path, title: str, run: Run
+) -> None:
+    """Have the worker write the log-probabilities of the responses at these places into the folder, in parts."""
+    messages = dict(zip(samples.prompt_ids, samples.prompts["messages"].to_pylist(), strict=True))
+    rows = rows_at(samples, set(places), ["token_ids"])
+    table = pa.Table.from_pylist([{**rows[place], "messages": messages[place[0]]} for place in places])
+    path = run.folder / "jobs" / f"{title.replace(' ', '-')}-rows.parquet"
+    write_tile(path, table, {})
+    job = {
+        "model": to_config(model),
+        "dpo": to_config(dpo),
+        "probe": samples.probe,
+        "rows": str(path),
+        "parts": str(folder),
+    }
+    run.work(title, "sweetspot.logprob", job, dpo.environment())
 
 
 def logprob_key(model: Model, dpo: DPO, samples_key: str) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from sweetspot import launch, ranks
-from sweetspot.dpo import DeepSpeed
+from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.launch import Launch
 from sweetspot.logger import Sink
+from sweetspot.sft import SFT
 from sweetspot.store import CorruptTileError, Store, read_tile
 from sweetspot.tile import Cover, Group, Plan
 
@@ -81,30 +82,38 @@ class Run:
         module: str,
         job: Mapping[str, Any],
         deepspeed: DeepSpeed,
-        environment: Mapping[str, str],
+        settings: DPO | SFT,
         until: Callable[[], bool] = lambda: False,
     ) -> None:
         """Run a training job: in one process, or on a rank for each device of this node and of the others.
 
         Args:
+            settings: of the training.
             until: True when the job has been done elsewhere.
         """
-        if not deepspeed.stage and ranks.total(self.launch) == 1:
+        spread, environment = ranks.fitted(self.launch, settings.batch_size), settings.environment()
+        if not deepspeed.stage and ranks.total(spread) == 1:
             return self.work(title, module, job, environment)
         self._begin()
         more = {**environment, **(ranks.deepspeed_environment() if deepspeed.stage else {})}
-        own = [{**one, **more} for one in ranks.environments(self.launch)]
+        own = [{**one, **more} for one in ranks.environments(spread)]
         timeout = self.launch.timeout_seconds
         return ranks.run(module, job, self._job_folder(title), own, self.log.log, timeout, until)
 
-    def lend(self, title: str, module: str, folder: Path, deepspeed: DeepSpeed, environment: Mapping[str, str]) -> None:
+    def lend(self, title: str, module: str, folder: Path, deepspeed: DeepSpeed, settings: DPO | SFT) -> None:
         """On another node than the first: lend its ranks to a training job until what it makes is in its place.
 
         The job comes from rank 0, so that nothing is written here.
+
+        Raises:
+            WorkerError: when a rank is lost, or the first node does not put the model into its place.
         """
         if not folder.exists():
-            self.train(title, module, {"deepspeed": {"stage": deepspeed.stage}}, deepspeed, environment, folder.exists)
-        while not folder.exists():  # rank 0 has trained, and its node is about to put the model into its place
+            self.train(title, module, {"deepspeed": {"stage": deepspeed.stage}}, deepspeed, settings, folder.exists)
+        deadline = time.monotonic() + self.launch.timeout_seconds
+        while not folder.exists():
+            if time.monotonic() > deadline:
+                raise launch.WorkerError(f"{title}: the first node has trained, but {folder} is not in its place")
             time.sleep(launch.POLL_SECONDS)
 
     def _begin(self) -> None:

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +20,10 @@ from sweetspot.sweep.folder import Job, Status, Sweep
 from sweetspot.sweep.launcher import Local
 
 TAIL_LINES = 60
-FAULT = "fault-of-node-"
+FAULT, LEFT = "fault-of-node-", "left-by-node-"  # files of a job with several nodes
+END = "end-of-node-0"
+LOOK_SECONDS = 0.5
+LEAVE_SECONDS = 60.0  # that the other nodes have once the first has ended
 
 
 class JobError(RuntimeError):
@@ -48,6 +52,8 @@ def run(folder: str, number: int, slurm: bool) -> None:
     for left in (sweep.path(job) / "error.txt", *_faults(sweep, job)):
         left.unlink(missing_ok=True)
     code, told, got = _run(command(sweep, job), sweep.directory)
+    if slurm and (nodes := int(os.environ["SLURM_NNODES"])) > 1:
+        _leave_together(sweep.path(job), nodes)
     if code and (faults := _faults(sweep, job)):  # SLURM has ended this node for another's fault
         _fail(sweep, job, begun, code, faults[0].read_text())
     if code and got:  # SLURM signals the workers too: a run may end at their deaths
@@ -67,16 +73,37 @@ def command(sweep: Sweep, job: Job) -> list[str]:
 
 
 def _help(sweep: Sweep, job: Job, node: int) -> None:
-    """On another node than the first: run the job as well. The first node tells how it stands, and of a fault here.
+    """On another node than the first: run the job as well, and stay as long as the first does, which tells how it
+    stands, and of a fault here.
 
     Raises:
         JobError: when the run fails, for which SLURM ends the job on all nodes.
     """
-    code, told, got = _run(command(sweep, job), sweep.directory)
-    if code and not got:
-        reason = f"node {node}: {_reason(sweep.path(job), code, told)}"
-        (sweep.path(job) / f"{FAULT}{node}").write_text(reason)
+    place = sweep.path(job)
+    code, told, got = _run(command(sweep, job), sweep.directory, lambda: _turn_in(place / END))
+    if code and not got and not _turn_in(place / END):
+        reason = f"node {node}: {_reason(place, code, told)}"
+        (place / f"{FAULT}{node}").write_text(reason)
         raise JobError(f"{job.name}: {reason}")
+    (place / f"{LEFT}{node}").write_text(_turn())
+
+
+def _leave_together(place: Path, nodes: int) -> None:
+    """On the first node, whose run has ended: have the others end, and wait for them: SLURM would kill them for this
+    node's exit code, and tell of their deaths and not of the code."""
+    (place / END).write_text(_turn())
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while not all(_turn_in(place / f"{LEFT}{node}") for node in range(1, nodes)) and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+
+
+def _turn() -> str:
+    """Which turn of which job of SLURM this is."""
+    return f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+
+
+def _turn_in(path: Path) -> bool:
+    return path.exists() and path.read_text() == _turn()
 
 
 def _faults(sweep: Sweep, job: Job) -> list[Path]:
@@ -100,8 +127,16 @@ def _slurm_id() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def _run(arguments: list[str], directory: str) -> tuple[int, list[str], list[int]]:
-    """Exit code, the last lines of the standard error, and the signals that came meanwhile."""
+def _run(
+    arguments: list[str], directory: str, ended: Callable[[], bool] | None = None
+) -> tuple[int, list[str], list[int]]:
+    """Exit code, the last lines of the standard error, and the signals that came meanwhile.
+
+    Args:
+        arguments: the command.
+        directory: to run it in.
+        ended: where the run helps another: whether that has ended. It is then ended as well, and waited for before.
+    """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment.pop("HYDRA_FULL_ERROR", None)  # the run that launches has set it for itself
     process = subprocess.Popen(arguments, cwd=directory, stderr=subprocess.PIPE, text=True, env=environment)
@@ -109,6 +144,10 @@ def _run(arguments: list[str], directory: str) -> tuple[int, list[str], list[int
     reader = threading.Thread(target=_copy, args=(process.stderr, tail), daemon=True)
     reader.start()
     with _passing_on(process) as got:
+        while ended is not None and not ended() and not got and not process.poll():
+            time.sleep(LOOK_SECONDS)
+        if ended is not None and ended():
+            process.terminate()
         code = process.wait()
     reader.join(timeout=10)  # a grandchild may hold the pipe open
     return code, tail, got

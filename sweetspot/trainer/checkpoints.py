@@ -38,8 +38,7 @@ def resumable(checkpoints: Path, facts: Mapping[str, Any]) -> Path | None:
     found = last_whole(checkpoints)
     if found is None:
         return None
-    text = (found / WHOLE).read_text()
-    written: dict[str, Any] = json.loads(text) if text else facts_of(str(facts["policy"]), 0, 1)
+    written: dict[str, Any] = json.loads((found / WHOLE).read_text())
     differing = [f"{name} {written[name]}, not {facts[name]}" for name in facts if written[name] != facts[name]]
     if differing:
         raise ValueError(

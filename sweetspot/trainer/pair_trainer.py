@@ -13,7 +13,7 @@ from sweetspot.dpo import DPO
 from sweetspot.launch import Emit
 from sweetspot.logprob.forward import Forward, response_logprobs
 from sweetspot.losses import LOSSES, PairLogprobs, nll, rewards
-from sweetspot.ranks import TRAINING, divide
+from sweetspot.ranks import SAVING, TRAINING, divide
 from sweetspot.sft import SFT
 from sweetspot.trainer.checkpoints import make_whole
 from sweetspot.trainer.history import History
@@ -212,7 +212,7 @@ class StepTrainer(Trainer):
         """Write a checkpoint and mark it whole; older ones go afterwards. None at the last step: the policy follows."""
         if self.state.global_step >= self.state.max_steps:
             return
-        self._session.beat.doing = "saving"
+        self._session.beat.doing = SAVING
         super()._save_checkpoint(model, trial)
         barrier()  # all ranks have written their files
         if self.is_world_process_zero():

@@ -20,7 +20,7 @@ from torch import distributed
 from sweetspot.component import build
 from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.launch import Emit
-from sweetspot.ranks import BEAT
+from sweetspot.ranks import BEAT, BEAT_SECONDS, SAVING
 from sweetspot.sft import SFT
 from sweetspot.stopping import REQUEUE, STOPS
 from sweetspot.trainer.checkpoints import CHECKPOINTS, facts_of, resumable, step_of
@@ -145,8 +145,9 @@ class Beat:
 
     def _write(self, path: Path) -> None:
         for tick in range(1 << 62):
-            path.write_text(f"{tick} {self._moves} {self.doing}")
-            time.sleep(1.0)
+            with contextlib.suppress(OSError):  # a file system that is away for a moment
+                path.write_text(f"{tick} {self._moves} {self.doing}")
+            time.sleep(BEAT_SECONDS)
 
 
 @contextlib.contextmanager
@@ -242,7 +243,7 @@ class Session:
             trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         if trainer.stopped:
             sys.exit(REQUEUE)
-        self.beat.doing = "saving"
+        self.beat.doing = SAVING
         return trainer.accelerator.get_state_dict(trainer.model_wrapped) if self.deepspeed.stage == 3 else None
 
 
