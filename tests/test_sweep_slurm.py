@@ -139,6 +139,31 @@ def test_a_node_that_fails_ends_the_job_on_both_and_is_named(cluster: Path, prog
     assert (found.standing, found.reason) == ("failed", "node 1: no room")
 
 
+TWO_NODES = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[-1].split("=", 1)[1].strip("'"))
+if os.environ["SLURM_NODEID"] == "1":
+    time.sleep(300)  # ended when the first node has
+turns = len((folder / "turns").read_text()) + 1 if (folder / "turns").exists() else 1
+(folder / "turns").write_text("." * turns)
+time.sleep(300 if turns == 1 else 0)
+"""
+
+
+def test_a_job_on_two_nodes_that_slurm_signals_requeues_itself_and_they_leave_together(
+    cluster: Path, program: Path
+) -> None:
+    assert cluster.exists()
+    program.write_text(TWO_NODES)
+    sweep = submit(sweep_of(program, [["do=twice"]], nodes=2), [0])
+    turns = sweep.folder / "do=twice" / "turns"
+    until(sweep, lambda _: turns.exists())
+    assert sweep.jobs[0].last
+    slurm.call("scancel", "--signal=USR2", str(sweep.jobs[0].last.slurm_id))
+    assert end_of(sweep)["do=twice"].standing == "done"
+    assert turns.read_text() == ".."
+
+
 def test_the_pool_comes_first_and_a_failed_pool_keeps_the_runs_from_starting(cluster: Path, program: Path) -> None:
     assert cluster.exists()
     for does, standing in (("ok", "done"), ("raise", "stopped")):

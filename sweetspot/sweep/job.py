@@ -52,10 +52,10 @@ def run(folder: str, number: int, slurm: bool) -> None:
     for left in (sweep.path(job) / "error.txt", *_faults(sweep, job)):
         left.unlink(missing_ok=True)
     code, told, got = _run(command(sweep, job), sweep.directory)
-    if slurm and (nodes := int(os.environ["SLURM_NNODES"])) > 1:
-        _leave_together(sweep.path(job), nodes)
     if code and (faults := _faults(sweep, job)):  # SLURM has ended this node for another's fault
         _fail(sweep, job, begun, code, faults[0].read_text())
+    if slurm and (nodes := int(os.environ["SLURM_NNODES"])) > 1:
+        _leave_together(sweep.path(job), nodes)
     if code and got:  # SLURM signals the workers too: a run may end at their deaths
         _stop(sweep, job, begun, got)
     if code:
