@@ -20,6 +20,7 @@ from tests.test_sampler import VLLM, draw
 
 __all__ = ["finished", "prompts_file", "tiny_overrides"]  # fixtures
 pytestmark = pytest.mark.slow
+ENDS = ("reference", "train")
 pytest.importorskip("deepspeed")
 
 
@@ -122,16 +123,20 @@ def test_a_run_that_is_told_to_stop_ends_with_code_75_and_goes_on_from_there(
     assert again["rounds"][0]["policy"]["pairs"] == finished[1]["rounds"][0]["policy"]["pairs"]
 
 
-def test_two_runs_that_want_one_policy_train_it_once(filled: Path, tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_two_runs_that_want_one_policy_make_its_reference_and_it_once(
+    filled: Path, tiny_overrides: list[str], tmp_path: Path
+) -> None:
     store = copied(filled, tmp_path)
+    shutil.rmtree(store / "logprobs")
     overrides = [*tiny_overrides, "until=train", "dpo.epochs=4"]
     runs: list[subprocess.Popen[str]] = [start(overrides, store, tmp_path / name) for name in ("one", "two")]
     told = [run.communicate(timeout=400)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], "".join(told)
     stages = [json.loads((tmp_path / name / "manifest.json").read_text())["stages"] for name in ("one", "two")]
-    made = [stage["made"] for one in stages for stage in one if stage["name"] == "train"]
-    assert sorted(made) == [0, 1]
-    assert len(re.findall(r"which \S+@\S+ \(process \d+\)\s+is\s+making", " ".join("".join(told).split()))) == 1
+    made = {name: [stage["made"] for one in stages for stage in one if stage["name"] == name] for name in ENDS}
+    assert sorted(made["train"]) == [0, 1]
+    assert min(made["reference"]) == 0 < max(made["reference"])
+    assert len(re.findall(r"which \S+@\S+ \(process \d+\)\s+is\s+making", " ".join("".join(told).split()))) in (1, 2)
 
 
 def test_what_cannot_be_trained_ends_in_one_line_before_anything_is_made(
