@@ -26,7 +26,7 @@ from sweetspot.store import read_tile
 from sweetspot.trainer.checkpoints import CHECKPOINTS, WHOLE, last_whole
 from sweetspot.trainer.pair_trainer import collate_pairs, measure, without_dropout
 from sweetspot.trainer.pairs import TrainingPair, regroup, split, training_pairs
-from tests import tiny
+from tests import ranked, tiny
 
 END = 2
 SETTINGS = tiny.dpo()
@@ -357,18 +357,7 @@ def test_the_template_doctor_stops_training_and_reference_when_sampling_rendered
 
 def _rows(count: int) -> list[dict[str, Any]]:
     """Pairs whose chosen responses repeat one token and whose rejected ones another, of various lengths."""
-    return [
-        {
-            "prompt_id": f"p{index:02d}",
-            "pair_index": 0,
-            "messages": [{"role": "user", "content": "a little rain" * (1 + index % 3)}],
-            "chosen_ids": [10 + index] * (3 + index % 4) + [END],
-            "rejected_ids": [40 + index] * (8 - index % 5) + [END],
-            "reference_chosen": -1.0,
-            "reference_rejected": -1.0,
-        }
-        for index in range(count)
-    ]
+    return [{**row, "reference_chosen": -1.0, "reference_rejected": -1.0} for row in ranked.rows(count)]
 
 
 def _with_references(rows: list[dict[str, Any]], model: Model, settings: DPO) -> list[dict[str, Any]]:
