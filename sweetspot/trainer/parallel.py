@@ -45,7 +45,7 @@ def joined(job: dict[str, Any]) -> Generator[dict[str, Any]]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if job.get("deepspeed", {}).get("stage") and not torch.cuda.is_available():
+    if job["deepspeed"]["stage"] and not torch.cuda.is_available():
         _build()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
