@@ -133,9 +133,9 @@ def fill(
         ValueError, StoreError: errors of the user.
     """
     left = missing()
-    told, watch = Told(emit, per, sum(todo.size for todo in left)), Watch(lease_seconds)
+    told = Told(emit, per, sum(todo.size for todo in left))
     engine: Loaded | None = None
-    with ThreadPoolExecutor(1) as thread:
+    with Watch(lease_seconds) as watch, ThreadPoolExecutor(1) as thread:
         writing = Writing(emit, thread)
         try:
             while left:

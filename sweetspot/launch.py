@@ -28,7 +28,7 @@ from typing import Any, TextIO
 from sweetspot.component import component, runtime
 from sweetspot.devices import processors, visible_gpus
 from sweetspot.progress import bar
-from sweetspot.stopping import REQUEUE, STOPS, Stopped
+from sweetspot.stopping import REQUEUE, STOPS, Stopped, listen
 
 Emit = Callable[[dict[str, Any]], None]
 POLL_SECONDS = 0.1
@@ -272,8 +272,7 @@ def _exit_with_parent() -> None:
 def main(module: str, job_path: str) -> None:
     """The worker's side: load the job, run it, and leave its error as one line in events.jsonl."""
     _exit_with_parent()
-    for number in STOPS:
-        signal.signal(number, lambda *_: sys.exit(REQUEUE))  # leases are released on the way out
+    listen()  # leases are released on the way out
     path = Path(job_path)
     with (path.parent / "events.jsonl").open("a", buffering=1) as events:
 
@@ -282,6 +281,8 @@ def main(module: str, job_path: str) -> None:
 
         try:
             importlib.import_module(module).main(json.loads(path.read_text()), emit)
+        except Stopped:
+            sys.exit(REQUEUE)
         except Exception as error:
             traceback.print_exc()
             text = " ".join(str(error).split()) or type(error).__name__

@@ -102,13 +102,27 @@ class Lease:
 class Watch:
     """What one process has seen of the leases, timed by its own clock alone.
 
+    As a context it removes, when an exception leaves it, the leases that were taken in it and not released: a stop
+    signal may come at any moment, that between the making of a lease and its handing over included.
+
     Attributes:
         term: how long a lease without a heartbeat lives, seconds.
         seen: by lease file, its modification time (ns) and when, on this process's monotonic clock, it was new.
+        taken: the lease files that this process made, or was about to.
     """
 
     term: float
     seen: dict[Path, tuple[int, float]] = field(default_factory=dict[Path, tuple[int, float]])
+    taken: set[Path] = field(default_factory=set[Path])
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        me = Holder.here()
+        for path in self.taken if kind else ():
+            if (holder := read_holder(path)) and holder.without_prompts() == me:
+                path.unlink(missing_ok=True)
 
     def claim(self, tile: Path, generation: int | None, prompt_ids: Sequence[str] = ()) -> Lease | Holder | None:
         """The lease on a tile, or who holds it, or None when that changed just now: look again.
@@ -127,6 +141,7 @@ class Watch:
                 return holder
             below = _touched(old)
         mine = 0 if generation is None else generation + 1
+        self.taken.add(lease_path(tile, mine))
         if not write_text(lease_path(tile, mine), json.dumps(asdict(Holder.here(prompt_ids)))):
             return read_holder(lease_path(tile, mine))
         lease = Lease(tile, mine, threading.Event())

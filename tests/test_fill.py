@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +25,7 @@ from sweetspot.lease import Lease, Watch, generations
 from sweetspot.model import Model
 from sweetspot.sampler import Sampler, stream_seed
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
+from sweetspot.stopping import Stopped
 from sweetspot.store import StoreError, read_tile, write_tile
 from tests import tiny
 from tests.test_sampler import TRANSFORMERS, VLLM
@@ -55,6 +58,50 @@ def test_a_worker_makes_what_is_missing_and_leaves_no_lease(tmp_path: Path) -> N
     last = events[-1]["progress"]
     assert (last["done"], last["total"], last["unit"], last["per"]) == (4, 4, "responses", "tokens/s")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.parquet", "1.parquet", "2.parquet"]
+
+
+def interrupted(folder: Path, at: int) -> bool:
+    """Fill a folder, and raise before the line numbered `at` that runs in the main thread, as a stop signal does.
+
+    Returns:
+        False when there are fewer lines.
+    """
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal lines
+        if Path(frame.f_code.co_filename).name not in ("lease.py", "fill.py", "store.py"):
+            return None
+        lines += event == "line"
+        if event == "line" and lines == at:
+            raise Stopped("SIGTERM")
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        fill(
+            lambda: absent(todos(folder, 2)),
+            str,
+            lambda _engine, todo, _told: lambda: place(todo),
+            lambda _: None,
+            60,
+            "",
+        )
+    except Stopped:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_a_stop_signal_between_any_two_lines_leaves_no_lease_and_no_half_tile(tmp_path: Path) -> None:
+    at = 1
+    while interrupted(folder := tmp_path / str(at), at):
+        assert generations(folder) == {}, at
+        assert all(read_tile(path, REWARDS)[0].num_rows == 1 for path in folder.glob("[!.]*")), at
+        at += 1
+    assert at > 200
 
 
 def never() -> None:

@@ -127,19 +127,20 @@ def make_alone(folder: Path, lacking: Callable[[], bool], make: Callable[[], Non
     Returns:
         Whether this run made it.
     """
-    watch, told = Watch(run.launch.lease_seconds), False
-    while lacking():
-        held = watch.claim(folder, generations(folder.parent).get(folder.name))
-        if not isinstance(held, Lease):
-            if held is not None and not told:
-                told = True
-                Console(stderr=True).print(f"waiting for {folder}, which {held} is making", highlight=False)
-            time.sleep(run.launch.lease_seconds / LOOKS)
-            continue
-        try:
-            if lacking():
-                make()
-                return True
-        finally:
-            held.release()
+    told = False
+    with Watch(run.launch.lease_seconds) as watch:
+        while lacking():
+            held = watch.claim(folder, generations(folder.parent).get(folder.name))
+            if not isinstance(held, Lease):
+                if held is not None and not told:
+                    told = True
+                    Console(stderr=True).print(f"waiting for {folder}, which {held} is making", highlight=False)
+                time.sleep(run.launch.lease_seconds / LOOKS)
+                continue
+            try:
+                if lacking():
+                    make()
+                    return True
+            finally:
+                held.release()
     return False
