@@ -90,7 +90,7 @@ def run(study: Callable[[Sequence[Point], Settings, str], Found], name: str, doc
     """The command of a study: read the runs, find, write and print.
 
     Args:
-        study: of the runs, the settings of intervals and the measure ("reward" or "win_rate").
+        study: of the runs, the settings of intervals and the measure ("reward", "win_rate" or "instructions").
         name: of the study, and of its folder where none is given.
         doc: the study's docstring, which `--help` shows.
     """
@@ -99,7 +99,7 @@ def run(study: Callable[[Sequence[Point], Settings, str], Found], name: str, doc
     )
     parser.add_argument("folders", nargs="+", type=Path, help="a run or a sweep (runs/NAME); several are read together")
     parser.add_argument("--out", type=Path, help=f"folder for tables and figures; default: {name} in the first folder")
-    parser.add_argument("--measure", choices=("reward", "win_rate"), default="reward", help="of trained policies")
+    parser.add_argument("--measure", choices=tuple(runs.LEVEL), default="reward", help="of trained policies")
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap draws over prompts")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     given = parser.parse_args()

@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweetspot.distribution.positions import NONE
+from sweetspot.eval.ifeval import followed
 from sweetspot.report.rows import Scored, read_history, read_scored
-from sweetspot.schema import PAIRS, PROMPTS, SAMPLES, SCORES
+from sweetspot.schema import CHECKED, PAIRS, PROMPTS, SAMPLES, SCORES
 from sweetspot.stages.pool import served
 from sweetspot.statistics import bootstrap_mean, sign_flip_p
 from sweetspot.store import read_tile
 from sweetspot.sweep import folder as sweeps
 
 Floats = NDArray[np.float64]
-LEVEL = {"reward": 0.0, "win_rate": 50.0}  # of a policy that answers as well as its baseline
+LEVEL = {"reward": 0.0, "win_rate": 50.0, "instructions": 0.0}  # of a policy that answers as well as its baseline
 JUDGED = ("held_out", "alpaca_eval_2", "arena_hard")  # evaluations that have a preference for every prompt
 
 
@@ -170,8 +171,10 @@ def judged(point: Point) -> Mapping[str, Any]:
     return next((one for one in point.manifest["evaluations"] if one["kind"] in JUDGED), {})
 
 
-def baseline(point: Point) -> str:
+def baseline(point: Point, measure: str) -> str:
     """What a policy was compared with: the start, or the model whose answers a benchmark brings along."""
+    if measure == "instructions":
+        return "the start"
     found = judged(point)
     return "the start" if found["kind"] == "held_out" else found["baseline"]
 
@@ -181,11 +184,14 @@ def changes(point: Point, measure: str) -> dict[str, float]:
 
     Args:
         measure: "reward": the judge's mean reward of the policy's responses less that of the baseline's, in the judge's
-            units. "win_rate": how often the judge prefers the policy's, percent.
+            units. "win_rate": how often the judge prefers the policy's, percent. "instructions": the share of the
+            prompt's instructions (IFEval) that the policy follows strictly less that of the start, percent points.
 
     Raises:
-        ValueError: one line, where the judge gives no rewards.
+        ValueError: one line, where the judge gives no rewards, or no IFEval is there.
     """
+    if measure == "instructions":
+        return _instructions(point)
     table = read_tile(point.store / judged(point)["path"], SCORES)[0]
     by_prompt: dict[str, list[float]] = {}
     for row in table.select(["prompt_id", "preference", "reward", "baseline_reward"]).to_pylist():
@@ -196,6 +202,15 @@ def changes(point: Point, measure: str) -> dict[str, float]:
         value = row["reward"] - row["baseline_reward"] if measure == "reward" else 100 * row["preference"]
         by_prompt.setdefault(row["prompt_id"], []).append(value)
     return {name: float(np.mean(values)) for name, values in by_prompt.items()}
+
+
+def _instructions(point: Point) -> dict[str, float]:
+    found = next((one for one in point.manifest["evaluations"] if one["kind"] == "ifeval"), None)
+    if found is None:
+        raise ValueError(f"measure must be reward or win_rate without eval=ifeval, got instructions for {point.folder}")
+    own, start = (read_tile(point.store / found[name], CHECKED)[0] for name in ("path", "start_path"))
+    gain = 100 * (followed(own) - followed(start))
+    return dict(zip(sorted(own["prompt_id"].to_pylist()), gain.tolist(), strict=True))
 
 
 def measured(points: Sequence[Point], measure: str) -> Floats:
@@ -246,7 +261,7 @@ def against(values: Floats, baseline: Floats, settings: Settings, prefix: str) -
 
 def effect(points: Sequence[Point], values: Floats, measure: str, settings: Settings) -> dict[str, Any]:
     """What runs that differ in their seed are worth, as columns: the measure, against whom, the seeds, the interval."""
-    names = {"measure": measure, "baseline": baseline(points[0]), "seeds": seeds(points)}
+    names = {"measure": measure, "baseline": baseline(points[0], measure), "seeds": seeds(points)}
     return {**names, **interval(values, settings)}
 
 

@@ -411,6 +411,37 @@ def test_academic_tasks_of_policy_and_start_stand_side_by_side(grid: list[Point]
         academic.study(grid, SETTINGS, "reward")
 
 
+def test_instructions_are_a_measure_of_their_own_policy_and_start_checked_alike(grid: list[Point], place: Path) -> None:
+    asked = [
+        ("Say something.", ["punctuation:no_comma"], [{}]),
+        ("Say it in a few words.", ["length_constraints:number_words"], [{"relation": "less than", "num_words": 9}]),
+        ("Say more.", ["punctuation:no_comma", "detectable_format:title"], [{}, {}]),
+    ]
+    names = ("prompt", "instruction_id_list", "kwargs")
+    lines = [json.dumps(dict(zip(names, row, strict=True))) for row in asked]
+    (place / "asked.jsonl").write_text("\n".join(lines))
+    checks = ["+eval@also.checks=ifeval", "also.checks.path=asked.jsonl", "also.checks.sampler.max_tokens=12"]
+    checks += ["sampler@also.checks.sampler=transformers", "also.checks.resamples=1000"]
+    points = [["experiment=pair_grid", "size=tiny", f"strategy={one}", *checks] for one in ("random", "paper/max_min")]
+    own, _ = runs.read([study.sweep("checked", points)])
+    (row,) = pair_grid.study(own, SETTINGS, "instructions").tables["pair_grid"][1:]
+    told = own[1].manifest["evaluations"][1]
+    sides = [pq.read_table(own[1].store / told[name]).to_pylist() for name in ("path", "start_path")]
+    share = [{one["prompt_id"]: np.mean(one["strict"]) for one in side} for side in sides]
+    gains = [100 * (share[0][name] - share[1][name]) for name in share[0]]
+    assert len(gains) == 3
+    assert row["mean"] == pytest.approx(np.mean(gains)) == told["difference"]
+    assert (row["measure"], row["baseline"], row["prompts"]) == ("instructions", "the start", 3)
+    assert stages_made(own[0])["sample start checks"] == 1
+    assert stages_made(own[1]).get("sample start checks", 0) == 0
+    with pytest.raises(ValueError, match="measure must be reward or win_rate without eval=ifeval"):
+        pair_grid.study(grid, SETTINGS, "instructions")
+
+
+def stages_made(point: Point) -> dict[str, int]:
+    return {stage["name"]: stage["made"] for stage in point.manifest["stages"]}
+
+
 def test_every_study_draws_writes_and_prints_whatever_it_is_given(
     grid: list[Point], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

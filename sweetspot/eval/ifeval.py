@@ -20,7 +20,7 @@ from sweetspot.component import component
 from sweetspot.launch import Emit
 from sweetspot.sampler import Sampler
 from sweetspot.schema import CHECKED
-from sweetspot.statistics import as_floats, bootstrap_mean, bootstrap_ratio
+from sweetspot.statistics import Floats, as_floats, bootstrap_mean, bootstrap_ratio
 from sweetspot.store import write_tile
 
 
@@ -122,6 +122,12 @@ def check(row: Mapping[str, Any], registry: Mapping[str, Any]) -> dict[str, Any]
         loose.append(any(bool(checker.check_following(text)) for text in variants))
     kept = {name: row[name] for name in ("prompt_id", "response")}
     return {**kept, "instructions": named, "strict": strict, "loose": loose}
+
+
+def followed(table: pa.Table) -> Floats:
+    """The share of each prompt's instructions that its response follows strictly, 0 to 1, by prompt id [prompts]."""
+    rows = table.select(["prompt_id", "strict"]).sort_by("prompt_id").to_pylist()
+    return as_floats([np.mean(row["strict"]) for row in rows])
 
 
 def figures(checked: Sequence[Mapping[str, Any]], resamples: int, seed: int) -> dict[str, Any]:

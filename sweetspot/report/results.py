@@ -121,7 +121,9 @@ def _ifeval_lines(found: Facts) -> list[tuple[str, str]]:
         for way in ("strict", "loose"):
             at = f"{level}_{way}"
             bounds = f"95%: {found[f'{at}_low']:.1f} to {found[f'{at}_high']:.1f}"
-            lines.append((f"by {level}, {way}", f"{found[at]:.1f}% ({bounds})"))
+            lines.append((f"by {level}, {way}", f"{found[at]:.1f}% ({bounds}), the start {found['start'][at]:.1f}%"))
+    more = f"{signed(found['difference'])} points ({interval(found['low'], found['high'], signed)})"
+    lines.append(("share of a prompt's, than the start", more))
     return [*lines, ("empty", f"{count(found['empty'])} responses")]
 
 

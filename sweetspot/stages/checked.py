@@ -18,13 +18,35 @@ from sweetspot.schema import ACADEMIC, AGREEMENT, CHECKED, prompt_id
 from sweetspot.stages.judged import respond, score_texts
 from sweetspot.stages.run import Run
 from sweetspot.stages.subject import Evaluation, Subject
+from sweetspot.statistics import bootstrap_mean
 from sweetspot.store import read_tile, write_tile
 
 
 def checked(name: str, evaluation: IFEval, subject: Subject, run: Run) -> Evaluation:
-    """IFEval's accuracies of the policy."""
+    """IFEval's accuracies of the policy, and of the start, which all policies of it share.
+
+    `difference`, `low` and `high`: how much larger a share of a prompt's instructions the policy follows strictly than
+    the start, in percent points, with the paired 95% bootstrap interval over prompts.
+    """
     started = time.monotonic()
     rows, whole = ifeval.read(evaluation)
+    (path, made), (start, _) = (
+        _check(side, name, evaluation, rows, whole, dataclasses.replace(subject, policy=model), run)
+        for side, model in (("", subject.policy), ("start ", subject.start))
+    )
+    (own, metrics), (base, of_start) = (read_tile(one, CHECKED) for one in (path, start))
+    gain = 100 * (ifeval.followed(own) - ifeval.followed(base))
+    paired = bootstrap_mean(gain, evaluation.resamples, evaluation.sampler.seed)
+    more = {"difference": paired.mean, "low": paired.low, "high": paired.high, "start": of_start}
+    run.did(f"evaluate {name}", "evaluations", int(made), int(not made), started)
+    place, start_place = (str(one.relative_to(run.store.root)) for one in (path, start))
+    return Evaluation(name, "ifeval", path.parent.name, place, {**metrics, **more, "start_path": start_place})
+
+
+def _check(
+    side: str, name: str, evaluation: IFEval, rows: list[dict[str, Any]], whole: int, subject: Subject, run: Run
+) -> tuple[Path, bool]:
+    """The table of a model's checked responses, and whether it was made now."""
     sampler = dataclasses.replace(evaluation.sampler, tile_samples=1)
     content = key(canonical_json(rows))
     made_key = key(
@@ -35,7 +57,7 @@ def checked(name: str, evaluation: IFEval, subject: Subject, run: Run) -> Evalua
     made = bool(run.missing([path], CHECKED))
     if made:
         prompts = [row["prompt"] for row in rows]
-        responses = respond(name, prompts, subject, sampler, run)
+        responses = respond(f"{side}{name}", prompts, subject, sampler, run)
         table = path.with_name("responses.parquet")
         write_tile(table, asked(rows, responses), {})
         job = {
@@ -45,10 +67,8 @@ def checked(name: str, evaluation: IFEval, subject: Subject, run: Run) -> Evalua
             "resamples": evaluation.resamples,
             "seed": sampler.seed,
         }
-        run.work(f"check {name}", "sweetspot.eval.ifeval", job)
-    metrics = read_tile(path, CHECKED)[1]
-    run.did(f"evaluate {name}", "evaluations", int(made), int(not made), started)
-    return Evaluation(name, "ifeval", made_key, str(path.relative_to(run.store.root)), metrics)
+        run.work(f"check {side}{name}", "sweetspot.eval.ifeval", job)
+    return path, made
 
 
 def measured(name: str, evaluation: LmEval, subject: Subject, run: Run) -> Evaluation:
