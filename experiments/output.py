@@ -1,6 +1,7 @@
 """What a study found: drawn as PNG and SVG, written as Parquet and CSV, and printed beside what the paper reports."""
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,20 @@ STYLE: Any = {
     "savefig.dpi": 160,
 }
 UNKNOWN = "not reported"
+LABELS = (
+    "model",
+    "reward_model",
+    "strategy",
+    "chosen",
+    "rejected",
+    "position",
+    "measure",
+    "baseline",
+    "n",
+    "k",
+    "rank",
+    "seed",
+)
 NOTES = "figures of the paper are second hand (a public note on it), without the number of its figure or table"
 
 
@@ -56,10 +71,14 @@ class Found:
     beside: Sequence[Beside] = ()
 
 
-def write(found: Found, folder: Path) -> list[Path]:
-    """Write every table and figure; an earlier file of the same name is replaced. A table without rows is left out."""
+def write(found: Found, points: Sequence[Point], folder: Path) -> list[Path]:
+    """Write every table and figure, the comparison as comparison.md, and the runs' manifests as runs.jsonl, the store
+    in them as its command named it. An earlier file of the same name is replaced, a table without rows left out."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
+    paths = [folder / "comparison.md", folder / "runs.jsonl"]
+    paths[0].write_text(comparison(found), encoding="utf-8")
+    manifests = [{**point.manifest, "store": point.config["store"]} for point in points]
+    paths[1].write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in manifests), encoding="utf-8")
     for name, rows in found.tables.items():
         if rows:
             table = pa.Table.from_pylist([dict(row) for row in rows])
@@ -72,6 +91,46 @@ def write(found: Found, folder: Path) -> list[Path]:
             with matplotlib.rc_context(STYLE):
                 figure.savefig(paths[-1], metadata={"Date": None} if kind == "svg" else None)
     return paths
+
+
+def comparison(found: Found) -> str:
+    """The comparison with the paper as a table in Markdown."""
+    rows = [("what", "the paper", "found"), ("---",) * 3]
+    rows += [(line.what, line.paper, line.found) for line in found.beside]
+    cells = [" | ".join(" ".join(text.split()).replace("|", r"\|") for text in row) for row in rows]
+    return "\n".join([*(f"| {row} |" for row in cells), "", f"The {NOTES}.", ""])
+
+
+def repeated(found: Found, folder: Path) -> list[str]:
+    """Of each table in the folder, an earlier result of the same study: how many of its means were found again.
+
+    A row is the same when its words and settings are. Its mean is found again when the new one lies in its interval.
+
+    Raises:
+        OSError: the folder holds none of the tables.
+    """
+    told: list[str] = []
+    for name, rows in found.tables.items():
+        if not rows:
+            continue
+        earlier = {_label(row): row for row in pq.read_table(folder / f"{name}.parquet").to_pylist()}
+        means = [column for column in rows[0] if column.endswith("mean") and f"{column[:-4]}low" in rows[0]]
+        both = [
+            (f"{' '.join(map(str, _label(row)))} {column}", row[column], earlier[_label(row)], column[:-4])
+            for row in rows
+            for column in means
+            if _label(row) in earlier and None not in (row[column], earlier[_label(row)].get(column))
+        ]
+        missed = [what for what, mean, old, prefix in both if not old[f"{prefix}low"] <= mean <= old[f"{prefix}high"]]
+        told += (
+            [f"{name}: {len(both) - len(missed)} of {len(both)} means lie in the intervals of {folder}"] if both else []
+        )
+        told += [f"  outside: {what}" for what in missed]
+    return told
+
+
+def _label(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in LABELS if name in row)
 
 
 def show(found: Found, title: str) -> None:
@@ -102,17 +161,19 @@ def run(study: Callable[[Sequence[Point], Settings, str], Found], name: str, doc
     parser.add_argument("--measure", choices=tuple(runs.LEVEL), default="reward", help="of trained policies")
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap draws over prompts")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--repeats", type=Path, help="folder of an earlier result: is it found again?")
     given = parser.parse_args()
     try:
         points, missing = runs.read(given.folders)
         with matplotlib.rc_context(STYLE):
             found = study(points, Settings(given.resamples, given.seed), given.measure)
+        again = repeated(found, given.repeats) if given.repeats else []
     except (ValueError, OSError, StoreError) as error:
         sys.exit(f"error: {error}")
     show(found, f"{name}, {len(points)} runs")
     if missing:
         print(f"not done: {', '.join(missing)}")
-    print(*write(found, given.out or given.folders[0] / name), sep="\n")
+    print(*again, *write(found, points, given.out or given.folders[0] / name), sep="\n")
 
 
 def figure(width: float = 7.0, height: float = 4.0) -> Figure:

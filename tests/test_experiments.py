@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
@@ -207,7 +208,7 @@ def test_the_pair_grid_holds_every_pair_beside_the_random_one(grid: list[Point],
     assert shared["same_rejected"] == 1
     nearest = np.abs(rewards - 2 * rewards.mean(axis=1, keepdims=True) + target[:, None]).argmin(axis=1)
     assert shared["same_chosen"] == shared["same_pair"] == pytest.approx((nearest == rewards.argmax(axis=1)).mean())
-    paths = output.write(found, tmp_path)
+    paths = output.write(found, grid, tmp_path)
     assert {path.suffix for path in paths} == {".parquet", ".csv", ".png", ".svg"}
     assert (
         csv.read_csv(tmp_path / "pair_grid.csv").num_rows
@@ -254,6 +255,26 @@ def test_a_study_is_a_command_that_reads_a_sweep_and_tells_what_is_missing(grid:
     nothing = subprocess.run([*command[:3], str(place)], cwd=study.ROOT, capture_output=True, text=True, check=False)
     assert nothing.returncode == 1
     assert nothing.stderr == f"error: a study reads folders with a manifest.json or a jobs.json, got {place}\n"
+
+
+def test_a_result_is_held_against_an_earlier_one_row_by_row(grid: list[Point], tmp_path: Path) -> None:
+    found = pair_grid.study(grid, SETTINGS, "reward")
+    output.write(found, grid, tmp_path)
+    assert [json.loads(line)["store"] for line in (tmp_path / "runs.jsonl").read_text().splitlines()] == ["store"] * 22
+    assert f"| (max, mu), n = {grid[0].n}, reward | - | " in (tmp_path / "comparison.md").read_text()
+    one_seed = pair_grid.study(grid[:3], SETTINGS, "reward")
+    columns = 5  # the policy, its difference from random, z of chosen and rejected, tokens
+    count = 3 * columns - 1  # random is not compared with itself
+    assert output.repeated(one_seed, tmp_path) == [
+        f"pair_grid: {count} of {count} means lie in the intervals of {tmp_path}"
+    ]
+    rows = pq.read_table(tmp_path / "pair_grid.parquet").to_pylist()
+    rows[1] |= {"low": 98.0, "high": 99.0}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pair_grid.parquet")
+    told = output.repeated(one_seed, tmp_path)
+    assert told[0].startswith(f"pair_grid: {count - 1} of {count} means")
+    assert f"{rows[1]['strategy']}" in told[1]
+    assert told[1].endswith(" mean")
 
 
 def test_a_study_of_runs_that_did_not_get_so_far_says_so(grid: list[Point]) -> None:
@@ -463,7 +484,7 @@ def test_every_study_draws_writes_and_prints_whatever_it_is_given(
     }
     for name, one in found.items():
         output.show(one, name)
-        for path in output.write(one, tmp_path / name):
+        for path in output.write(one, grid, tmp_path / name):
             assert path.stat().st_size > 100
     told = capsys.readouterr().out
     assert "second hand" in told
