@@ -64,7 +64,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a study: tables by name (rows of equal columns), figures by name, and the comparison."""
+    """The result of a study: tables by name (what a row lacks is null), figures by name, and the comparison."""
 
     tables: Mapping[str, Sequence[Mapping[str, Any]]]
     figures: Mapping[str, Figure] = field(default_factory=dict[str, Figure])
@@ -81,7 +81,8 @@ def write(found: Found, points: Sequence[Point], folder: Path) -> list[Path]:
     paths[1].write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in manifests), encoding="utf-8")
     for name, rows in found.tables.items():
         if rows:
-            table = pa.Table.from_pylist([dict(row) for row in rows])
+            columns = dict.fromkeys(column for row in rows for column in row)
+            table = pa.Table.from_pydict({column: [row.get(column) for row in rows] for column in columns})
             pq.write_table(table, folder / f"{name}.parquet")
             csv.write_csv(table, folder / f"{name}.csv")
             paths += [folder / f"{name}.parquet", folder / f"{name}.csv"]
@@ -114,12 +115,12 @@ def repeated(found: Found, folder: Path) -> list[str]:
         if not rows:
             continue
         earlier = {_label(row): row for row in pq.read_table(folder / f"{name}.parquet").to_pylist()}
-        means = [column for column in rows[0] if column.endswith("mean") and f"{column[:-4]}low" in rows[0]]
         both = [
             (f"{' '.join(map(str, _label(row)))} {column}", row[column], earlier[_label(row)], column[:-4])
             for row in rows
-            for column in means
-            if _label(row) in earlier and None not in (row[column], earlier[_label(row)].get(column))
+            if _label(row) in earlier
+            for column in row
+            if column.endswith("mean") and None not in (row[column], earlier[_label(row)].get(f"{column[:-4]}low"))
         ]
         missed = [what for what, mean, old, prefix in both if not old[f"{prefix}low"] <= mean <= old[f"{prefix}high"]]
         told += (

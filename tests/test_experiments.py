@@ -209,7 +209,9 @@ def test_the_pair_grid_holds_every_pair_beside_the_random_one(grid: list[Point],
     nearest = np.abs(rewards - 2 * rewards.mean(axis=1, keepdims=True) + target[:, None]).argmin(axis=1)
     assert shared["same_chosen"] == shared["same_pair"] == pytest.approx((nearest == rewards.argmax(axis=1)).mean())
     paths = output.write(found, grid, tmp_path)
-    assert {path.suffix for path in paths} == {".parquet", ".csv", ".png", ".svg"}
+    assert {path.suffix for path in paths} == {".parquet", ".csv", ".png", ".svg", ".md", ".jsonl"}
+    written = pq.read_table(tmp_path / "pair_grid.parquet")
+    assert written["than_random_mean"].null_count == 1, "the random pair itself, the first row"
     assert (
         csv.read_csv(tmp_path / "pair_grid.csv").num_rows
         == pq.read_table(tmp_path / "pair_grid.parquet").num_rows
