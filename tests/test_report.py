@@ -261,7 +261,7 @@ def terminal(manifest: Path, width: int = 80) -> str:
 )
 def test_a_run_has_the_sections_that_it_reached(until: str, expected: list[str], run_of: RunOf) -> None:
     page, _ = page_of(run_of(until))
-    assert page.headings == [*expected, "Stages", "Lineage"]
+    assert page.headings == [*expected, "Cost", "Lineage"]
 
 
 def test_each_round_has_its_own_sections(run_of: RunOf) -> None:
@@ -278,7 +278,7 @@ def test_a_run_that_made_nothing_has_a_report(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "rounds": [{}], "stages": []}))
     report.write(path)
     page, text = page_of(path)
-    assert page.headings == ["Stages", "Lineage"]
+    assert page.headings == ["Cost", "Lineage"]
     assert "The run made nothing." in text
 
 
@@ -291,7 +291,7 @@ def test_a_run_whose_prompts_were_all_set_aside_has_a_report(until: str, tmp_pat
             write_tile(tile, schema.empty_table(), {})
     report.write(path)
     page, _ = page_of(path)
-    assert page.headings[-2:] == ["Stages", "Lineage"]
+    assert page.headings[-2:] == ["Cost", "Lineage"]
 
 
 def test_the_page_refers_to_nothing_outside_itself(run_of: RunOf) -> None:

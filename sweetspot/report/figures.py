@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from sweetspot.report.rows import Place, Scored, Shown
-from sweetspot.report.svg import BARS, CHOSEN, INK, LINE, MUTED, PAPER, REJECTED, Floats, apart, cuts, pretty
-from sweetspot.report.words import absent, in_sd, percent, signed
+from sweetspot.report.svg import BARS, CHOSEN, INK, LINE, MUTED, PAPER, REJECTED, Floats, apart, cuts
+from sweetspot.report.words import absent, in_sd, percent, pretty, signed
 from sweetspot.strategy import POINTS, FiniteRewards, Position
 
 SIDES = {"chosen": (CHOSEN, "^"), "rejected": (REJECTED, "v")}  # colour and marker

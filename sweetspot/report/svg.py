@@ -72,14 +72,6 @@ def _svg(draw: Draw, narrow: bool, name: str, alt: str, width: float, height: fl
     return Markup(text.replace("LABEL", str(Markup('aria-label="{}"').format(alt)), 1))
 
 
-def pretty(point: str) -> str:
-    """A point as the paper prints it, in Greek."""
-    greek = {"mu": "\N{GREEK SMALL LETTER MU}", "sigma": "\N{GREEK SMALL LETTER SIGMA}", "-": "\N{MINUS SIGN}"}
-    for word, letter in greek.items():
-        point = point.replace(word, letter)
-    return point
-
-
 def apart(places: Sequence[float], gap: float) -> list[float]:
     """The places moved apart, in their order, until neighbours are `gap` from one another; the middle one stays."""
     middle = len(places) // 2
