@@ -114,20 +114,25 @@ def _round(store: Path, turn: int, reach: int, n_prompts: int, n: int, texts: Se
     found["pairs"] = _pairs(store, turn, matrix, ids, messages, responses)
     if reach == 2:
         return found
-    steps = np.arange(1, 111)
-    losses = np.log(2) * np.exp(-steps / 150) + rng.normal(0, 0.04, len(steps))
-    history = [
-        {"step": int(step), "epoch": step / 37, "loss": loss, "rewards/margin": step / 100 + rng.normal(0, 0.1)}
-        | {"logps/chosen": -40 - step / 50, "logps/rejected": -42 - step / 20}
-        for step, loss in zip(steps, losses, strict=True)
-    ]
-    path = store / "policies" / f"o{turn}" / "history.jsonl"
-    path.parent.mkdir(parents=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in history))
-    found["policy"] = {"key": f"o{turn}", "folder": f"policies/o{turn}", "history": f"policies/o{turn}/history.jsonl"}
+    found["policy"] = {"key": f"o{turn}", "folder": f"policies/o{turn}", "history": _history(store, turn)}
     found["policy"] |= {"pairs": 47, "too_long": 1, "held_out": 0}
     found["policy"] |= {"loss_first": 0.6931, "loss_last": 0.3312, "steps": 110, "reference_error": None}
     return found
+
+
+def _history(store: Path, number: int) -> str:
+    """The training curve of a policy, the steeper the higher its number, and its place in the store."""
+    rng, steps, speed = np.random.default_rng(number), np.arange(1, 111), 1 + number / 10
+    losses = np.log(2) * np.exp(-steps * speed / 150) + rng.normal(0, 0.04, len(steps))
+    history = [
+        {"step": int(step), "epoch": step / 37, "loss": loss, "rewards/margin": step / 100 + rng.normal(0, 0.1)}
+        | {"logps/chosen": -40 - step * speed / 50, "logps/rejected": -42 - step * speed / 20}
+        for step, loss in zip(steps, losses, strict=True)
+    ]
+    path = store / "policies" / f"o{number}" / "history.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in history))
+    return str(path.relative_to(store))
 
 
 def _pairs(store: Path, turn: int, matrix: Any, ids: Any, messages: Any, responses: Any) -> dict[str, Any]:
@@ -185,7 +190,7 @@ def _evaluation() -> dict[str, Any]:
 
 def write_scores(store: Path, name: str, texts: Sequence[str], gain: float = 0.2, n_prompts: int = 24) -> None:
     """Held-out prompts, and answers of start and policy whose rewards differ by about `gain`."""
-    rng = np.random.default_rng(len(name))
+    rng = np.random.default_rng([*name.encode()])
     asked = [*texts, *(f"Name a colour that goes with {row}." for row in range(len(texts), n_prompts))]
     prompts = [
         {"prompt_id": prompt_id(turns), "messages": turns, "source": "toy"}
@@ -196,7 +201,7 @@ def write_scores(store: Path, name: str, texts: Sequence[str], gain: float = 0.2
     rows = [
         {"prompt_id": one, "sample_index": i, "response": texts[row] if row < len(texts) else f"Blue, {i}."}
         | {"baseline": texts[row] if row < len(texts) else f"Green, {i}.", "preference": 0.6}
-        | {"baseline_reward": (start := rng.normal()), "reward": start + gain + rng.normal(0, 0.2)}
+        | {"baseline_reward": (start := rng.normal()), "reward": start + gain + rng.normal(0, 0.4)}
         for row, one in enumerate(ids)
         for i in range(2)
     ]
@@ -212,12 +217,12 @@ def make_sweep(folder: Path, pairs: Sequence[tuple[str, str]] = (*paper_pairs(),
     sweep = Sweep(folder, "python run.py -m strategy=...", folders.now(), "run.py", ".", {}, "simple", None, jobs)
     folders.write(sweep)
     for job, (chosen, rejected) in zip(jobs, pairs, strict=True):
-        key_, gain = f"e{job.number}", 0.5 if rejected == "min" else 0.2 + 0.01 * matrix.normal()
+        key_, gain = f"e{job.number}", 0.8 if rejected == "min" else 0.2 + 0.01 * matrix.normal()
         write_scores(folder / "store", key_, (), gain)
         own = json.loads(json.dumps(manifest))
         own["config"] |= {"seed": 0, "sampler": {"budget": "uniform"}}
         own["config"]["strategy"] |= {"chosen": chosen, "rejected": rejected}
-        own["rounds"][0]["policy"]["key"] = f"o-{job.number}"
+        own["rounds"][0]["policy"] |= {"key": f"o-{job.number}", "history": _history(folder / "store", job.number)}
         own["rounds"][0]["pairs"] |= {"strategy": f"({chosen}, {rejected})", "chosen_z": 0.1 * job.number}
         own["evaluations"][0] |= {"key": key_, "path": f"scores/{key_}/scores.parquet"}
         sweep.path(job).mkdir()

@@ -58,7 +58,7 @@ def cost(manifests: Sequence[Manifest], price: float | None) -> Cost:
         devices = manifest.get("devices", 1)  # manifests of earlier versions do not tell
         stages: list[Manifest] = manifest.get("stages", [])
         rest = max(0.0, manifest["seconds"] - sum(stage["seconds"] for stage in stages))
-        last = {"name": BETWEEN, "unit": "", "made": 0, "reused": 0, "seconds": rest}
+        last: Manifest = {"name": BETWEEN, "unit": "", "made": 0, "reused": 0, "seconds": rest}
         for stage in [*stages, last]:
             spent = found.setdefault(stage["name"], Spent(stage["name"], stage["unit"]))
             spent.made += stage["made"]

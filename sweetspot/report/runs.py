@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from sweetspot.statistics import bootstrap_mean, sign_flip_p
 from sweetspot.store import read_tile
 
 Floats = NDArray[np.float64]
+Each = TypeVar("Each")
 LEVEL = {"reward": 0.0, "win_rate": 50.0}  # of a policy that answers as well as its baseline
 JUDGED = ("held_out", "alpaca_eval_2", "arena_hard")  # evaluations that have a preference for every prompt
 
@@ -191,9 +192,9 @@ def measured(points: Sequence[Point], measure: str) -> Floats:
     return np.mean([[one[name] for name in names] for one in found], axis=0)
 
 
-def grouped(points: Sequence[Point], label: Callable[[Point], Any]) -> dict[Any, list[Point]]:
-    """The runs by a label, in the order of their first."""
-    found: dict[Any, list[Point]] = {}
+def grouped(points: Sequence[Each], label: Callable[[Each], Any]) -> dict[Any, list[Each]]:
+    """The runs, or rows about them, by a label, in the order of their first."""
+    found: dict[Any, list[Each]] = {}
     for point in points:
         found.setdefault(label(point), []).append(point)
     return found

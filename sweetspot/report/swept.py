@@ -135,8 +135,12 @@ def verdict(rows: Sequence[Row], jobs: Sequence[Job]) -> str:
 def gain(row: Row, prefix: str = "") -> str:
     """A mean with its interval, in the measure's unit."""
     rate = row["measure"] == "win_rate"
-    show = (lambda value: percent(value / 100)) if rate and not prefix else signed
+    show = _rate if rate and not prefix else signed
     return f"{show(row[prefix + 'mean'])} ({interval(row[prefix + 'low'], row[prefix + 'high'], show)})"
+
+
+def _rate(value: float) -> str:
+    return percent(value / 100)
 
 
 def positions(points: Sequence[Point]) -> list[str]:
