@@ -243,8 +243,3 @@ def interval_of(row: Mapping[str, Any], name: str) -> str:
 def shares(row: Mapping[str, Any], name: str) -> str:
     """A share that has a column of its own, with its interval."""
     return f"{row[name]:.0%} (95%: {row[f'{name}_low']:.0%} to {row[f'{name}_high']:.0%})"
-
-
-def ladder(n: int) -> list[int]:
-    """The paper's numbers of samples up to n, and n."""
-    return [*(size for size in (5, 10, 20, 50, 100, 200, 400) if size < n), n]

@@ -17,10 +17,10 @@ from experiments import output, runs
 from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
 from sweetspot.distribution import at_picks, collisions, expected_position, mean_sd, pair_overlap, picks, realised_z
-from sweetspot.statistics import ALPHA, holm
+from sweetspot.report.effects import BASELINE, effects
+from sweetspot.statistics import ALPHA
 from sweetspot.strategy import POINTS, Floats
 
-BASELINE = "random"
 REPORTED = {"(mu+2sigma, mu-2sigma)": "48.18 LC at n = 200", "(mu+2sigma, mu+sigma)": "34.63 LC at n = 200"}
 
 
@@ -46,32 +46,9 @@ def _model_and_n(point: Point) -> tuple[str, int]:
 
 
 def grid(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
-    """A row a strategy: what the policy is worth, its paired difference from the random pair's, and where the
-    pair lies.
-
-    Of several seeds a prompt's figure is the mean over them, and `seed_sd` is the sd of the seeds' means.
-    """
+    """A row a strategy: what its policy is worth beside the random pair's (`effects`), and where the pair lies."""
     groups = runs.grouped(points, lambda point: point.strategy)
-    values = {strategy: runs.measured(group, measure) for strategy, group in groups.items()}
-    rows: list[dict[str, Any]] = []
-    for strategy, group in groups.items():
-        means = [np.mean(list(runs.changes(point, measure).values())) for point in group]
-        baseline = values.get(BASELINE) if strategy != BASELINE else None
-        rows.append(
-            {
-                "strategy": strategy,
-                "chosen": group[0].positions[0],
-                "rejected": group[0].positions[1],
-                **runs.effect(group, values[strategy], measure, settings),
-                "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-                **({} if baseline is None else runs.against(values[strategy], baseline, settings, "than_random_")),
-                **realised(group, settings),
-            }
-        )
-    tested = [row for row in rows if "than_random_p" in row]
-    for row, p in zip(tested, holm([row["than_random_p"] for row in tested]), strict=True):
-        row["than_random_p_holm"] = float(p)
-    return rows
+    return [{**row, **realised(groups[row["strategy"]], settings)} for row in effects(points, measure, settings)]
 
 
 def realised(points: Sequence[Point], settings: Settings) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from experiments import output, runs
 from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
 from sweetspot.distribution import best_of_k_by, best_of_n_kl, pair_overlap
+from sweetspot.report.effects import ladder
 from sweetspot.strategy import Floats
 
 
@@ -76,7 +77,7 @@ def over_optimisation(selecting: Point, gold: Point, settings: Settings) -> list
     """A row an n: z of the best of n by one reward model, to itself and to the other."""
     own, other = (runs.scored(point).z for point in (selecting, gold))
     own = np.where(np.isfinite(other), own, np.nan)
-    ks = output.ladder(own.shape[1])
+    ks = ladder(own.shape[1])
     sides: dict[str, Floats] = {"selecting_": best_of_k_by(own, own, ks), "gold_": best_of_k_by(own, other, ks)}
     names = {"selecting": _name(selecting), "gold": _name(gold), "seed": selecting.seed}
     return [

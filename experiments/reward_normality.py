@@ -17,6 +17,7 @@ from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
 from sweetspot.distribution import ranked_z, shape_by_n
 from sweetspot.distribution.shape import Shape
+from sweetspot.report.effects import ladder
 from sweetspot.statistics import ALPHA, Interval
 
 
@@ -27,7 +28,7 @@ def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:  
     for point in runs.pools(points):
         rewards = runs.scored(point).rewards
         names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.seed}
-        for shape in shape_by_n(rewards, output.ladder(point.n), settings.resamples, settings.seed):
+        for shape in shape_by_n(rewards, ladder(point.n), settings.resamples, settings.seed):
             shapes.append({**names, "prompts": len(rewards), **flat(shape)})
         observed, predicted = ranked_z(rewards)
         for rank, (z, expected) in enumerate(zip(observed.T, predicted, strict=True), 1):

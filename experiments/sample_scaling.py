@@ -18,11 +18,10 @@ import numpy as np
 from experiments import output, runs
 from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
-from sweetspot.distribution import Curve, curve, expected_position, mean_sd, moments, position_of_k
-from sweetspot.distribution.subsets import SUBSETS
+from sweetspot.distribution import Curve
+from sweetspot.report.effects import by_n
 
 STRATEGIES = {"max_min": "min", "scalable": "min_of_5", "mu_minus_2sigma": "mu-2sigma"}  # their rejected positions
-DRAWS = 50_000  # of random subsets over all prompts, for a position without a closed form
 REPORTED = {  # AlpacaEval 2 LC of Llama-3-8B-Instruct, read off a figure of the paper but for 400 (its table)
     "(max, min)": {5: 45, 50: 43, 100: 42, 200: 41, 400: 42.0},
     "(max, min_of_5)": {5: 45, 50: 47, 100: 48, 200: 49, 400: 49.1},
@@ -31,46 +30,13 @@ REPORTED = {  # AlpacaEval 2 LC of Llama-3-8B-Instruct, read off a figure of the
 
 def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:
     """The selection half of each pool, and the trained half where policies were judged."""
-    selection = [row for point in runs.pools(points) for row in by_n(point, settings)]
+    positions = ("max", *STRATEGIES.values(), "random")
+    selection = [row for point in runs.pools(points) for row in by_n(point, positions, settings)]
     evaluated = any(runs.judged(point) for point in points)
     trained = policies(points, settings, measure) if evaluated else []
     lines = [*_selected(selection), *_trained(trained, measure)]
     tables = {"selection_by_n": selection, "trained_by_n": trained}
     return Found(tables, {"sample_scaling": _draw(selection, trained, measure)}, lines)
-
-
-def by_n(point: Point, settings: Settings) -> list[dict[str, Any]]:
-    """A row for each position and n: reward and z of its response, and how far the best of n lies above it."""
-    found, ks = runs.scored(point), output.ladder(point.n)
-    names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.seed, "prompts": len(found.rewards)}
-    of, subsets = moments(found.rewards), max(4, min(SUBSETS, DRAWS // len(found.rewards)))
-    best = position_of_k(found.z, "max", ks)
-    rows: list[dict[str, Any]] = []
-    for position in ("max", *STRATEGIES.values(), "random"):
-        z = position_of_k(found.z, position, ks, seed=settings.seed, subsets=subsets)
-        rewards = of.mean[:, None] + of.sd[:, None] * z  # a position moves with its prompt's mean and spread
-        bands = {
-            name: curve(values, ks, settings.seed, settings.resamples)
-            for name, values in (("reward_", rewards), ("z_", z), ("margin_z_", best - z))
-        }
-        normal = [expected_position(position, k).z / mean_sd(point.n) if _able(position, k) else np.nan for k in ks]
-        rows += [
-            {**names, "position": position, "n": k, "normal_z": normal[at], **_columns(bands, at)}
-            for at, k in enumerate(ks)
-        ]
-    return rows
-
-
-def _able(position: str, k: int) -> bool:
-    return k >= (5 if position == "min_of_5" else 2)
-
-
-def _columns(bands: dict[str, Curve], at: int) -> dict[str, float]:
-    return {
-        f"{prefix}{name}": float(getattr(of, name)[at])
-        for prefix, of in bands.items()
-        for name in ("mean", "low", "high")
-    }
 
 
 def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from sweetspot import provenance
 from sweetspot.component import json_values, key
+from sweetspot.devices import visible_gpus
 from sweetspot.distribution import moments, normality
 from sweetspot.duplicates import duplicates
 from sweetspot.model import Model
@@ -33,6 +34,7 @@ def of_run(run: Run, config: Mapping[str, Any], command: str, started: datetime)
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
         "until": config["until"],
         "made": sum(stage.made for stage in run.stages),
+        "devices": (len(visible_gpus()[: run.launch.devices]) or 1) * run.launch.nodes,
         "libraries": library_versions(),
         "config": config,
         "store": str(run.store.root.resolve()),

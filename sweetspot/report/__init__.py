@@ -6,42 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sweetspot.report.results import evaluated, evaluation_result
+from sweetspot.report import page
+from sweetspot.report.answers import read_answers
+from sweetspot.report.cost import cost
+from sweetspot.report.results import evaluated
 from sweetspot.report.rows import Shown, points, read_history, read_scored, read_shown
 from sweetspot.report.summary import sections, summary, verdict
-from sweetspot.report.words import count, duration, in_sd, number, percent, signed
+from sweetspot.report.swept import Job, Swept, facts
 
-__all__ = ["summary", "write", "write_sweep"]
+__all__ = ["Job", "Swept", "summary", "write", "write_sweep"]
+CONFIGURATION = 100_000  # characters of the configuration that are shown
 
 
-def write_sweep(path: Path, sweep: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> Path:
-    """Write the report of a sweep: a table of its points, the failures with reasons and logs, and what it took.
+def write_sweep(path: Path, sweep: Swept, jobs: Sequence[Job]) -> Path:
+    """Write the report of a sweep: its result, its points, what fewer samples would give, training, cost and lineage.
 
     Args:
         path: where it goes; an earlier report is replaced.
-        sweep: {"command", "created", "commit", "seconds": of each stage over all jobs (forecast, actual), or None}.
-        jobs: of the points {"name", "standing", "reason", "log", "page": its report.html from here or None, "manifest":
-            or None}.
+        sweep: what is known of all of it.
+        jobs: its points, and other jobs that are not done.
     """
-    names = dict.fromkeys(one["name"] for job in jobs if job["manifest"] for one in job["manifest"]["evaluations"])
-    page = _template("sweep.html.j2").render(
-        sweep=sweep,
-        evaluations=list(names),
-        points=[_point(job, list(names)) for job in jobs],
-        bad=[job for job in jobs if job["reason"] and job["standing"] != "done"],
-    )
-    return _replace(path, page)
-
-
-def _point(job: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """What the table of a sweep shows of a point; None and "" where it did not get so far."""
-    manifest: Mapping[str, Any] = job["manifest"] or {"rounds": [], "evaluations": []}
-    last = manifest["rounds"][-1] if manifest["rounds"] else {}
-    found = {one["name"]: evaluation_result(one) for one in manifest["evaluations"]}
-    facts = {name: last.get(name) for name in ("samples", "pairs", "policy")}
-    return {**job, **facts, "results": [found.get(name, "") for name in names], "seconds": manifest.get("seconds")}
+    return page.replace(path, page.render("sweep.html.j2", **facts(sweep, jobs)))
 
 
 def write(manifest_path: Path) -> Path:
@@ -54,34 +40,23 @@ def write(manifest_path: Path) -> Path:
         The report's path. An earlier report is replaced.
     """
     manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
-    page = _template("report.html.j2").render(
+    rounds = [_round(turn, found, manifest) for turn, found in enumerate(manifest["rounds"], 1)]
+    evaluations = [_evaluation(turn, found, manifest) for turn, found in enumerate(manifest["evaluations"], 1)]
+    shown = [one for part in (*rounds, *evaluations) for one in part["shown"]]
+    launcher = manifest["config"].get("launcher") or {}
+    text = page.render(
+        "report.html.j2",
         manifest=manifest,
         verdict=verdict(manifest),
         sections=list(sections(manifest)),
-        rounds=[_round(turn, found, manifest) for turn, found in enumerate(manifest["rounds"], 1)],
-        evaluations=[_evaluation(number, found) for number, found in enumerate(manifest["evaluations"], 1)],
-        keys=list(_keys(manifest)),
-        config=yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True, width=100),
+        rounds=rounds,
+        evaluations=evaluations,
+        cost=cost([manifest], launcher.get("price_per_device_hour")),
+        limit=page.fitting(one for prompt in shown for one in prompt.texts),
+        keys=list(keys(manifest)),
+        config=yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True, width=100)[:CONFIGURATION],
     )
-    return _replace(manifest_path.with_name("report.html"), page)
-
-
-def _replace(path: Path, page: str) -> Path:
-    scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(page, encoding="utf-8")
-    return scratch.replace(path)
-
-
-def _template(name: str) -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parents[1]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {show.__name__: show for show in (count, duration, in_sd, number, percent, signed)}
-    return environment.get_template(name)
+    return page.replace(manifest_path.with_name("report.html"), text)
 
 
 def _round(turn: int, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,6 +83,8 @@ def _round(turn: int, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
         "multiples": _multiples(f"{name}-prompts", shown),
         "shown": shown,
         "training": figures.training(f"{name}-training", history) if history else None,
+        "steps": len(history),
+        "dots": figures.DOTS,
         "window": figures.smoothing_window(len(history)),
         "set_aside": samples["set_aside"] if samples else {},
     }
@@ -120,16 +97,17 @@ def _multiples(name: str, shown: list[Shown]) -> Any:
     return figures.multiples(name, shown) if scored else None
 
 
-def _evaluation(number: int, found: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template shows of an evaluation: a figure where it has one, and its lines."""
+def _evaluation(number: int, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows of an evaluation: a figure where it has one, its lines, and answers side by side."""
     from sweetspot.report import figures
 
     at = f"evaluation{number}"
     figure = figures.held_out(at, found["judges"]) if found["kind"] == "held_out" else None
-    return {**found, "at": at, "figure": figure, "section": evaluated(found)}
+    shown = read_answers(Path(manifest["store"]), found)
+    return {**found, "at": at, "figure": figure, "section": evaluated(found), "shown": shown}
 
 
-def _keys(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def keys(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """(what, key, place in the store) of every artefact of the run."""
     if "sft" in manifest:
         yield "fine-tuned start model", manifest["sft"]["key"], manifest["sft"]["folder"]

@@ -1,56 +1,22 @@
-"""The figures of a report: SVG that takes its colours and letters from the page, in a wide and a narrow cut."""
+"""The figures of a run's report."""
 
-import io
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from sweetspot.report.rows import Place, Scored, Shown
-from sweetspot.report.words import absent, in_sd, percent, signed
+from sweetspot.report.svg import BARS, CHOSEN, INK, LINE, MUTED, PAPER, REJECTED, Floats, apart, cuts
+from sweetspot.report.words import absent, in_sd, percent, pretty, signed
 from sweetspot.strategy import POINTS, FiniteRewards, Position
 
-Floats = NDArray[np.float64]
-Draw = Callable[[Figure, bool], None]  # the second: whether the figure is the narrow cut
-
-# Stand-ins, replaced by the page's CSS variables, so that one figure fits light and dark.
-VARIABLES = ("ink", "muted", "line", "bars", "chosen", "rejected", "paper")
-STAND_INS = tuple(f"#0{number}0{number}0{number}" for number in range(1, 8))
-INK, MUTED, LINE, BARS, CHOSEN, REJECTED, PAPER = STAND_INS
 SIDES = {"chosen": (CHOSEN, "^"), "rejected": (REJECTED, "v")}  # colour and marker
-STYLE: Any = {
-    "svg.fonttype": "none",  # letters stay letters
-    "svg.hashsalt": "sweetspot",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": LINE,
-    "axes.facecolor": "none",
-    "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.unicode_minus": True,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "figure.facecolor": "none",
-}
-WIDE, NARROW = 8.6, 3.9  # inches
+DOTS = 600  # steps of a training curve that are drawn as dots, evenly spaced where there are more
 LIMIT = 5.0  # z beyond it is counted in the outermost bars
 
 
@@ -71,10 +37,10 @@ def pooled(
         grid = np.linspace(-reach, reach, 161)
         axes.plot(grid, _normal(grid), color=INK, linewidth=1.2)
         top = max(float(heights.max(initial=0)), 0.4) * 1.04
-        for place, label_at in zip(places, _apart(at, 0.85 if narrow else 0.55), strict=True):
+        for place, label_at in zip(places, apart(at, 0.85 if narrow else 0.55), strict=True):
             axes.plot([place.z, place.z, label_at], [0, top, top * 1.09], color=MUTED, linewidth=0.7)
             axes.text(
-                label_at, top * 1.11, _pretty(place.point), ha="center", va="bottom", fontsize=7.5 if narrow else 8.5
+                label_at, top * 1.11, pretty(place.point), ha="center", va="bottom", fontsize=7.5 if narrow else 8.5
             )
         _mark(axes, {"chosen": chosen_z, "rejected": rejected_z}, 9)
         axes.set(xlabel="z: reward from the prompt's mean, in its standard deviations", yticks=[], ylim=(0, top * 1.22))
@@ -147,17 +113,18 @@ def training(name: str, history: Sequence[dict[str, Any]]) -> Markup:
         ("margin of the implicit rewards, chosen \N{MINUS SIGN} rejected", {"rewards/margin": CHOSEN}, 0.0),
         ("log-probability of chosen and rejected (nats)", logps, None),
     ]
-    shown = panels if logps.keys() <= history[0].keys() else panels[:2]
+    panels = panels if logps.keys() <= history[0].keys() else panels[:2]
+    shown = thinned(len(history), DOTS)
 
     def draw(figure: Figure, narrow: bool) -> None:
-        drawn = figure.subplots(len(shown), 1, sharex=True) if narrow else figure.subplots(1, len(shown))
-        for axes, (title, curves, level) in zip(drawn, shown, strict=True):
+        drawn = figure.subplots(len(panels), 1, sharex=True) if narrow else figure.subplots(1, len(panels))
+        for axes, (title, curves, level) in zip(drawn, panels, strict=True):
             if level is not None:
                 axes.axhline(level, color=LINE, linewidth=1, zorder=0)
             for key, colour in curves.items():
                 values = _column(history, key)
-                axes.plot(steps, values, ".", color=BARS, markersize=4)
-                axes.plot(steps, moving_mean(values, window), color=colour, linewidth=1.6)
+                axes.plot(steps[shown], values[shown], ".", color=BARS, markersize=4)
+                axes.plot(steps[shown], moving_mean(values, window)[shown], color=colour, linewidth=1.6)
             axes.set_title(title, color=INK)
             axes.tick_params(axis="y", length=0)
             axes.margins(x=0.02)
@@ -169,7 +136,12 @@ def training(name: str, history: Sequence[dict[str, Any]]) -> Markup:
         drawn[-1].set_xlabel("step")
 
     alt = f"Training curve over {len(history)} steps: loss, reward margin and log-probabilities."
-    return cuts(draw, name, alt, 2.5, 1.9 * len(shown))
+    return cuts(draw, name, alt, 2.5, 1.9 * len(panels))
+
+
+def thinned(length: int, most: int) -> NDArray[np.intp]:
+    """Up to `most` places of a curve of this length, evenly spaced from the first to the last."""
+    return np.unique(np.linspace(0, max(length - 1, 0), min(length, most)).round().astype(np.intp))
 
 
 def smoothing_window(steps: int) -> int:
@@ -227,46 +199,3 @@ def _column(rows: Sequence[dict[str, Any]], *names: str) -> Floats:
 
 def _normal(z: Floats) -> Floats:
     return np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-
-
-def _pretty(point: str) -> str:
-    """A point as the paper prints it, in Greek."""
-    greek = {"mu": "\N{GREEK SMALL LETTER MU}", "sigma": "\N{GREEK SMALL LETTER SIGMA}", "-": "\N{MINUS SIGN}"}
-    for word, letter in greek.items():
-        point = point.replace(word, letter)
-    return point
-
-
-def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """The places moved apart, in their order, until neighbours are `gap` from one another; the middle one stays."""
-    middle = len(places) // 2
-    moved = list(places)
-    for number in range(middle + 1, len(moved)):
-        moved[number] = max(moved[number], moved[number - 1] + gap)
-    for number in range(middle - 1, -1, -1):
-        moved[number] = min(moved[number], moved[number + 1] - gap)
-    return moved
-
-
-def cuts(draw: Draw, name: str, alt: str, wide_height: float, narrow_height: float) -> Markup:
-    """The figure drawn twice; the page shows the cut that fits its width."""
-    wide = _svg(draw, False, f"{name}-wide", alt, WIDE, wide_height)
-    narrow = _svg(draw, True, f"{name}-narrow", alt, NARROW, narrow_height)
-    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(wide, narrow)
-
-
-def _svg(draw: Draw, narrow: bool, name: str, alt: str, width: float, height: float) -> Markup:
-    """One cut as an SVG element, its ids made its own, its colours variables, its size that of the page."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure, narrow)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    for colour, variable in zip(STAND_INS, VARIABLES, strict=True):
-        text = text.replace(colour, f"var(--{variable})")
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" LABEL>', text, count=1)
-    return Markup(text.replace("LABEL", str(Markup('aria-label="{}"').format(alt)), 1))

@@ -22,22 +22,34 @@ SHOWN = 8  # prompts whose responses and distributions are shown
 
 @dataclass(frozen=True)
 class Response:
-    """A response as it is shown. z: (reward - mu) / sigma within its prompt. Both are None where it was not scored."""
+    """A response as it is shown.
+
+    z: (reward - mu) / sigma within its prompt. Both are None where it was not scored. by: whose it is, where that is
+    not plain.
+    """
 
     label: str
     text: str
     reward: float | None
     z: float | None
+    by: str = ""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A prompt as it is shown: its turns (role, text), its responses, and its rewards [n] where it was scored."""
+    """A prompt as it is shown: its turns (role, text), its responses, its rewards [n] where it was scored, and the
+    judge's preference for the last response (0 to 1) where one compared them."""
 
     prompt_id: str
     messages: list[tuple[str, str]]
     responses: list[Response]
     rewards: Floats | None
+    preference: float | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """All that is shown of it."""
+        return [*(text for _, text in self.messages), *(response.text for response in self.responses)]
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,7 @@ def read_shown(store: Path, found: Mapping[str, Any], scored: Scored | None) -> 
     """
     if "pairs" in found:
         table, _ = read_tile(store / found["pairs"]["path"], PAIRS)
-        return [_shown_pair(row, scored) for row in table.take(_spaced(table.num_rows)).to_pylist()]
+        return [_shown_pair(row, scored) for row in table.take(spaced(table.num_rows)).to_pylist()]
     samples = found["samples"]
     if not samples["tiles"]:
         return []
@@ -119,7 +131,7 @@ def read_shown(store: Path, found: Mapping[str, Any], scored: Scored | None) -> 
     prompts, _ = read_tile(store / samples["prompts"], PROMPTS)
     at = {name: row for row, name in enumerate(prompts["prompt_id"].to_pylist())}
     ids = [name for name in dict.fromkeys(row["prompt_id"] for row in rows) if name in at]
-    wanted = [ids[number] for number in _spaced(len(ids)).to_pylist()]
+    wanted = [ids[number] for number in spaced(len(ids)).to_pylist()]
     messages = prompts["messages"].take(pa.array([at[name] for name in wanted], pa.int64())).to_pylist()
     return [_shown_samples(name, turns, rows, scored) for name, turns in zip(wanted, messages, strict=True)]
 
@@ -155,6 +167,6 @@ def _rewards_of(name: str, scored: Scored | None) -> Floats | None:
     return row[np.isfinite(row)]
 
 
-def _spaced(count: int) -> pa.Int64Array:
+def spaced(count: int) -> pa.Int64Array:
     """Up to eight row numbers of `count`, evenly spaced from the first to the last."""
     return pa.array(np.unique(np.linspace(0, max(count - 1, 0), min(count, SHOWN)).round()), pa.int64(), safe=True)

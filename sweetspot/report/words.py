@@ -1,6 +1,7 @@
 """Numbers and lines as a reader sees them."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,3 +68,17 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def hours(value: float) -> str:
+    """Hours with three decimals below one, and one above."""
+    return f"{value:,.3f}" if value < 1 else f"{value:,.1f}"
+
+
+def pretty(positions: str) -> str:
+    """A position or a pair of them as the paper prints it, in Greek; other names as they are."""
+    greek = {r"\bmu-": f"mu{MINUS}", r"\bmu\b": "\N{GREEK SMALL LETTER MU}"}
+    greek[r"(?<=[\d+\N{MINUS SIGN}])sigma\b"] = "\N{GREEK SMALL LETTER SIGMA}"
+    for pattern, letter in greek.items():
+        positions = re.sub(pattern, letter, positions)
+    return positions

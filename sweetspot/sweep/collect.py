@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweetspot import report
 from sweetspot.manifest import flat_metrics
-from sweetspot.report import write_sweep
+from sweetspot.report import Swept
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep.folder import Job, Sweep
 from sweetspot.sweep.forecast import STAGES
@@ -59,22 +60,31 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
 
 
 def _report(sweep: Sweep, found: Mapping[int, Outcome]) -> Path:
+    manifests = {job.number: read for job in sweep.jobs if (read := _manifest(sweep.path(job)))}
     expected = folders.read_forecast(sweep.folder)
     taken = stage_seconds(sweep, expected[0]) if expected else None
     seconds = {name: (each, taken[name]) for name, each in expected[1].items()} if expected and taken else None
-    facts = {"command": sweep.command, "created": sweep.created, "commit": sweep.commit, "seconds": seconds}
-    jobs: list[dict[str, Any]] = []
-    for job in sweep.jobs:
-        one, manifest, page = found[job.number], sweep.path(job) / "manifest.json", sweep.path(job) / "report.html"
-        if job.part == "run" or one.standing != "done":
-            jobs.append(
-                {
-                    **{"name": job.name, "standing": one.standing, "reason": one.reason, "log": _log(sweep, job)},
-                    "page": f"{job.name}/report.html" if page.exists() else None,
-                    "manifest": json.loads(manifest.read_text()) if manifest.exists() else None,
-                }
-            )
-    return write_sweep(sweep.folder / "sweep.html", facts, jobs)
+    price = sweep.launcher.get("price_per_device_hour")
+    facts = Swept(sweep.command, sweep.created, sweep.commit, price, seconds, list(manifests.values()))
+    shown = [
+        report.Job(
+            name=job.name,
+            standing=found[job.number].standing,
+            reason=found[job.number].reason,
+            log=_log(sweep, job),
+            page=f"{job.name}/report.html" if (sweep.path(job) / "report.html").exists() else None,
+            overrides=job.overrides,
+            manifest=manifests.get(job.number),
+        )
+        for job in sweep.jobs
+        if job.part == "run" or found[job.number].standing != "done"
+    ]
+    return report.write_sweep(sweep.folder / "sweep.html", facts, shown)
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _log(sweep: Sweep, job: Job) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sweetspot import provenance
 from sweetspot.component import build
+from sweetspot.sweep import collect
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep.check import check, check_writable
 from sweetspot.sweep.folder import Job, Sweep
@@ -157,7 +158,7 @@ def _pools(known: Known, before: Sequence[Job], number: int, count: int) -> list
 
 
 def follow(sweep: Sweep) -> None:
-    """Wait until no job of the sweep waits or runs, telling what changes.
+    """Wait until no job of the sweep waits or runs, telling what changes; then write its tables and its report.
 
     Raises:
         SweepError: when jobs have failed or were stopped.
@@ -181,7 +182,8 @@ def follow(sweep: Sweep) -> None:
         Console(stderr=True).print(
             f"{one.standing}  {job.name}: {one.reason} (log: {where})", soft_wrap=True, markup=False
         )
-    print(f"sweep     {sweep.folder}", flush=True)
+    page = collect.write(sweep, now)[-1]
+    print(f"sweep     {sweep.folder}\nreport    {page}", flush=True)
     if bad:
         again = f"python -m sweetspot.sweep resubmit {sweep.folder}"
         raise SweepError(f"{len(bad)} of {len(sweep.jobs)} jobs failed; to repeat them: {again}")

@@ -1,0 +1,66 @@
+"""Answers before and after training, as an evaluation compared them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweetspot.component import key
+from sweetspot.report.rows import Response, Shown, spaced
+from sweetspot.report.runs import JUDGED
+from sweetspot.schema import PAIRINGS, PROMPTS, SCORES
+from sweetspot.store import read_tile
+
+Turns = list[tuple[str, str]]
+
+
+def read_answers(store: Path, found: Mapping[str, Any]) -> list[Shown]:
+    """Up to eight prompts of an evaluation with the first response of both sides: evenly spaced by how much the judge
+    likes the policy's better, from the most lost to the most gained. [] for one that compares no responses, or whose
+    rows the store has no more.
+
+    Args:
+        store: its root.
+        found: the evaluation, as in the manifest.
+    """
+    if found["kind"] not in JUDGED or not (store / found["path"]).exists():
+        return []
+    rows = read_tile(store / found["path"], SCORES)[0].drop_columns(["orders"]).to_pylist()
+    first = {row["prompt_id"]: row for row in sorted(rows, key=lambda row: row["sample_index"] or 0, reverse=True)}
+    ranked = sorted(first.values(), key=lambda row: (gain(row), row["prompt_id"]))
+    picked = [ranked[place] for place in spaced(len(ranked)).to_pylist()]
+    asked = prompts(store, found, list(dict.fromkeys(row["prompt_id"] for row in rows)))
+    before = "start" if found["kind"] == "held_out" else found["baseline"]
+    return [_shown(row, asked.get(row["prompt_id"], []), before) for row in picked]
+
+
+def gain(row: Mapping[str, Any]) -> float:
+    """How much better the judge finds the policy's response: of rewards the difference, else the preference."""
+    return row["preference"] if row["reward"] is None else row["reward"] - row["baseline_reward"]
+
+
+def prompts(store: Path, found: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Turns]:
+    """The messages of the prompts of an evaluation, by id; {} where the store has them no more.
+
+    Held-out prompts lie under the key of their ids; where some of them were set aside, which is not in the scores, the
+    table that has the others is searched for.
+    """
+    pairs = (store / found["path"]).with_name("pairs.parquet")
+    if pairs.exists():
+        listed = read_tile(pairs, PAIRINGS)[0].select(["prompt_id", "instruction"]).to_pylist()
+        return {row["prompt_id"]: [("user", row["instruction"])] for row in listed}
+    own = store / "prompts" / f"{key(list(ids))}.parquet"
+    for path in [own] if own.exists() else sorted((store / "prompts").glob("[!.]*.parquet")):
+        table = read_tile(path, PROMPTS)[0]
+        if set(ids) <= set(table["prompt_id"].to_pylist()):
+            wanted = set(ids)
+            rows = [row for row in table.to_pylist() if row["prompt_id"] in wanted]
+            return {row["prompt_id"]: [(turn["role"], turn["content"]) for turn in row["messages"]] for row in rows}
+    return {}
+
+
+def _shown(row: Mapping[str, Any], turns: Turns, before: str) -> Shown:
+    sides = [
+        Response("before", row["baseline"], row["baseline_reward"], None, before),
+        Response("after", row["response"], row["reward"], None, "policy"),
+    ]
+    return Shown(row["prompt_id"], turns, sides, None, row["preference"])

@@ -1,0 +1,88 @@
+"""What the policies of several runs are worth beside the random baseline, and what fewer samples would give: rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sweetspot.distribution import Curve, curve, expected_position, mean_sd, moments, position_of_k
+from sweetspot.distribution.subsets import SUBSETS
+from sweetspot.report import runs
+from sweetspot.report.runs import Point, Settings
+from sweetspot.statistics import holm
+from sweetspot.strategy import Position
+
+BASELINE = "random"
+DRAWS = 50_000  # of random subsets over all prompts, for a position without a closed form
+
+
+def effects(points: Sequence[Point], measure: str, settings: Settings) -> list[dict[str, Any]]:
+    """A row a strategy: what its policy is worth, and its paired difference from the random pair's with a p-value, and
+    that adjusted over the strategies (Holm), where there is a random pair.
+
+    Of several seeds a prompt's figure is the mean over them, and `seed_sd` is the sd of the seeds' means.
+
+    Args:
+        points: evaluated runs of one setting, which differ in strategy and seed alone.
+        measure, settings: as for `runs.changes` and `runs.interval`.
+    """
+    groups = runs.grouped(points, lambda point: point.strategy)
+    values = {strategy: runs.measured(group, measure) for strategy, group in groups.items()}
+    rows: list[dict[str, Any]] = []
+    for strategy, group in groups.items():
+        means = [np.mean(list(runs.changes(point, measure).values())) for point in group]
+        baseline = values.get(BASELINE) if strategy != BASELINE else None
+        rows.append(
+            {
+                "strategy": strategy,
+                "chosen": group[0].positions[0],
+                "rejected": group[0].positions[1],
+                **runs.effect(group, values[strategy], measure, settings),
+                "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+                **({} if baseline is None else runs.against(values[strategy], baseline, settings, "than_random_")),
+            }
+        )
+    tested = [row for row in rows if "than_random_p" in row]
+    for row, p in zip(tested, holm([row["than_random_p"] for row in tested]), strict=True):
+        row["than_random_p_holm"] = float(p)
+    return rows
+
+
+def ladder(n: int) -> list[int]:
+    """The paper's numbers of samples up to n, and n."""
+    return [*(size for size in (5, 10, 20, 50, 100, 200, 400) if size < n), n]
+
+
+def by_n(point: Point, positions: Sequence[str], settings: Settings) -> list[dict[str, Any]]:
+    """A row for each position and n: reward and z of its response, and how far the best of n lies above it.
+
+    What n samples would give is estimated over all subsets of n of the run's pool, unbiased, with bootstrap bands over
+    prompts. z is in the standard deviations of the whole pool.
+    """
+    found, ks = runs.scored(point), ladder(point.n)
+    names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.seed, "prompts": len(found.rewards)}
+    of, subsets = moments(found.rewards), max(4, min(SUBSETS, DRAWS // max(len(found.rewards), 1)))
+    best = position_of_k(found.z, "max", ks)
+    rows: list[dict[str, Any]] = []
+    for position in positions:
+        z = position_of_k(found.z, position, ks, seed=settings.seed, subsets=subsets)
+        rewards = of.mean[:, None] + of.sd[:, None] * z  # a position moves with its prompt's mean and spread
+        bands = {
+            name: curve(values, ks, settings.seed, settings.resamples)
+            for name, values in (("reward_", rewards), ("z_", z), ("margin_z_", best - z))
+        }
+        able = Position.parse(position).minimum_samples
+        normal = [expected_position(position, k).z / mean_sd(point.n) if k >= max(able, 2) else np.nan for k in ks]
+        rows += [
+            {**names, "position": position, "n": k, "normal_z": normal[at], **_columns(bands, at)}
+            for at, k in enumerate(ks)
+        ]
+    return rows
+
+
+def _columns(bands: dict[str, Curve], at: int) -> dict[str, float]:
+    return {
+        f"{prefix}{name}": float(getattr(of, name)[at])
+        for prefix, of in bands.items()
+        for name in ("mean", "low", "high")
+    }

@@ -1,0 +1,61 @@
+"""A page of the report: its template, what it shows of texts that anybody wrote, and its file.
+
+Texts are prompts, responses and messages of other programs. They are escaped, and a character that has no picture of
+its own (NUL, ESC, half a surrogate pair, ...) is shown as a sign for it, so that a page is valid HTML in UTF-8.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import escape
+
+from sweetspot.report.words import count, duration, hours, in_sd, number, percent, pretty, signed
+
+LONGEST = 20_000  # characters of a text that are shown, fewer where all texts together would pass
+TEXTS = 2_500_000  # bytes of a page's texts
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+
+
+def render(template: str, **facts: Any) -> str:
+    """The page that a template makes of these facts."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parents[1]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shows = (count, duration, hours, in_sd, number, percent, pretty, signed)
+    environment.filters |= {show.__name__: show for show in shows}
+    return environment.get_template(template).render(**facts)
+
+
+def replace(path: Path, page: str) -> Path:
+    """Write the page whole; an earlier one is replaced."""
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.write_text(visible(page), encoding="utf-8")
+    return scratch.replace(path)
+
+
+def visible(text: str) -> str:
+    """The text with a sign for each character that HTML cannot hold or nobody would see: ESC becomes U+241B, which
+    looks like it, half a surrogate pair and others their number (\\ud83d)."""
+    return UNSEEN.sub(_sign, text.replace("\r\n", "\n"))
+
+
+def _sign(found: re.Match[str]) -> str:
+    code = ord(found.group())
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"\\u{code:04x}"
+
+
+def fitting(texts: Iterable[str]) -> int:
+    """How many characters of each text a page shows, so that all together keep within `TEXTS`."""
+    limit, listed = LONGEST, list(texts)
+    while limit > 1 and sum(len(str(escape(visible(text[:limit]))).encode()) for text in listed) > TEXTS:
+        limit //= 2
+    return limit

@@ -1,0 +1,244 @@
+"""Runs side by side, from their manifests and the store that they name: what each is worth, on the same prompts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweetspot.distribution.positions import NONE
+from sweetspot.eval.ifeval import followed
+from sweetspot.report.rows import Scored, read_history, read_scored
+from sweetspot.schema import CHECKED, PAIRS, PROMPTS, SAMPLES, SCORES
+from sweetspot.stages.pool import served
+from sweetspot.statistics import bootstrap_mean, sign_flip_p
+from sweetspot.store import read_tile
+
+Floats = NDArray[np.float64]
+Each = TypeVar("Each")
+LEVEL = {"reward": 0.0, "win_rate": 50.0, "instructions": 0.0}  # of a policy that answers as well as its baseline
+JUDGED = ("held_out", "alpaca_eval_2", "arena_hard")  # evaluations that have a preference for every prompt
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How intervals are made: bootstrap draws over prompts, and their seed."""
+
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run and its manifest."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The composed configuration."""
+        return self.manifest["config"]
+
+    @property
+    def store(self) -> Path:
+        """Where its artefacts lie."""
+        return Path(self.manifest["store"])
+
+    @property
+    def n(self) -> int:
+        """Samples per prompt."""
+        return self.config["n_samples"]
+
+    @property
+    def seed(self) -> int:
+        """Of sampling, training and bootstrap."""
+        return self.config["seed"]
+
+    @property
+    def positions(self) -> tuple[str, str]:
+        """The chosen and the rejected position of its strategy; the class of a strategy without positions, twice."""
+        strategy = self.config["strategy"]
+        name = strategy["_target_"].rpartition(".")[2]
+        return strategy.get("chosen", name), strategy.get("rejected", name)
+
+    @property
+    def strategy(self) -> str:
+        """The strategy as the paper writes it."""
+        chosen, rejected = self.positions
+        return "random" if chosen == rejected == "random" else f"({chosen}, {rejected})"
+
+    def part(self, name: str, turn: int = -1) -> Mapping[str, Any]:
+        """What the manifest says of samples, rewards, pairs or policy of a round; empty where it was not reached."""
+        rounds = self.manifest["rounds"]
+        return rounds[turn].get(name, {}) if rounds else {}
+
+
+def having(points: Sequence[Point], part: str) -> list[Point]:
+    """The runs that reached samples, rewards, pairs, policy, or a judged evaluation; of policies each once, whatever
+    sweeps it is in.
+
+    Raises:
+        ValueError: one line, where none did.
+    """
+    reached = [point for point in points if (judged(point) if part == "evaluation" else point.part(part))]
+    if not reached:
+        raise ValueError(f"the study needs runs that reached {part}, got none of {len(points)}")
+    if part not in ("policy", "evaluation"):
+        return reached
+    return list({(point.part("policy")["key"], judged(point).get("key")): point for point in reached}.values())
+
+
+def pools(points: Sequence[Point]) -> list[Point]:
+    """Of each pool of rewards (they differ by seed, model or reward model) the run that reads most of it.
+
+    Runs with an adaptive budget are left out: who got more samples depends on the rewards, so statistics are biased.
+    """
+    largest: dict[str, Point] = {}
+    uniform = [point for point in points if point.config["sampler"]["budget"] == "uniform"]
+    for point in sorted(having(uniform, "rewards"), key=lambda point: point.n):
+        largest[point.part("rewards")["key"]] = point
+    return list(largest.values())
+
+
+def scored(point: Point, turn: int = -1) -> Scored:
+    """The reward matrix of a round."""
+    return read_scored(point.store, point.part("samples", turn), point.part("rewards", turn))
+
+
+def prompt_ids(point: Point) -> list[str]:
+    """The training prompts, in the order of the rows of the reward matrix."""
+    return read_tile(point.store / point.part("samples")["prompts"], PROMPTS)[0]["prompt_id"].to_pylist()
+
+
+def tokens(point: Point) -> Floats:
+    """The lengths of the responses that were scored, tokens [prompts, n]; NaN where there is none."""
+    samples, ids = point.part("samples"), prompt_ids(point)
+    matrix = np.full((len(ids), samples["n_samples"]), np.nan)
+    row_of = {name: row for row, name in enumerate(ids)}
+    for name in samples["tiles"]:
+        path = point.store / samples["folder"] / f"{name}.parquet"
+        table, rows = served(path, SAMPLES, row_of, samples["n_samples"], ["sample_index", "n_tokens"])
+        matrix[rows, table["sample_index"].to_numpy()] = table["n_tokens"].to_numpy()
+    return matrix
+
+
+def pair_picks(point: Point) -> NDArray[np.intp]:
+    """The chosen and rejected sample of each prompt's first pair, [2, prompts]; NONE where it has none."""
+    row_of = {name: row for row, name in enumerate(prompt_ids(point))}
+    found = np.full((2, len(row_of)), NONE, dtype=np.intp)
+    for row in read_tile(point.store / point.part("pairs")["path"], PAIRS)[0].to_pylist():
+        if row["pair_index"] == 0:
+            found[:, row_of[row["prompt_id"]]] = row["chosen_index"], row["rejected_index"]
+    return found
+
+
+def history(point: Point) -> list[dict[str, Any]]:
+    """The training curve, a row a step."""
+    return read_history(point.store, point.part("policy"))
+
+
+def judged(point: Point) -> Mapping[str, Any]:
+    """The first evaluation that compares the policy with a baseline; empty where there is none."""
+    return next((one for one in point.manifest["evaluations"] if one["kind"] in JUDGED), {})
+
+
+def baseline(point: Point, measure: str) -> str:
+    """What a policy was compared with: the start, or the model whose answers a benchmark brings along."""
+    if measure == "instructions":
+        return "the start"
+    found = judged(point)
+    return "the start" if found["kind"] == "held_out" else found["baseline"]
+
+
+def changes(point: Point, measure: str) -> dict[str, float]:
+    """How much better than its baseline a policy answers, by prompt id.
+
+    Args:
+        measure: "reward": the judge's mean reward of the policy's responses less that of the baseline's, in the judge's
+            units. "win_rate": how often the judge prefers the policy's, percent. "instructions": the share of the
+            prompt's instructions (IFEval) that the policy follows strictly less that of the start, percent points.
+
+    Raises:
+        ValueError: one line, where the judge gives no rewards, or no IFEval is there.
+    """
+    if measure == "instructions":
+        return _instructions(point)
+    table = read_tile(point.store / judged(point)["path"], SCORES)[0]
+    by_prompt: dict[str, list[float]] = {}
+    for row in table.select(["prompt_id", "preference", "reward", "baseline_reward"]).to_pylist():
+        if measure == "reward" and row["reward"] is None:
+            raise ValueError(
+                f"measure must be win_rate where the judge gives no rewards, got reward for {point.folder}"
+            )
+        value = row["reward"] - row["baseline_reward"] if measure == "reward" else 100 * row["preference"]
+        by_prompt.setdefault(row["prompt_id"], []).append(value)
+    return {name: float(np.mean(values)) for name, values in by_prompt.items()}
+
+
+def _instructions(point: Point) -> dict[str, float]:
+    found = next((one for one in point.manifest["evaluations"] if one["kind"] == "ifeval"), None)
+    if found is None:
+        raise ValueError(f"measure must be reward or win_rate without eval=ifeval, got instructions for {point.folder}")
+    own, start = (read_tile(point.store / found[name], CHECKED)[0] for name in ("path", "start_path"))
+    gain = 100 * (followed(own) - followed(start))
+    return dict(zip(sorted(own["prompt_id"].to_pylist()), gain.tolist(), strict=True))
+
+
+def measured(points: Sequence[Point], measure: str) -> Floats:
+    """The mean of `changes` over runs that differ in their seed, in the order of the prompts' ids [prompts].
+
+    Raises:
+        ValueError: one line, when they differ in more than their seed, or were not judged on the same prompts.
+    """
+    if len({point.seed for point in points}) < len(points):
+        which = f"{points[0].strategy}, n = {points[0].n}, seeds {', '.join(str(point.seed) for point in points)}"
+        raise ValueError(
+            f"runs that are averaged must differ in their seed alone, got {which}: read other settings apart"
+        )
+    found = [changes(point, measure) for point in points]
+    names = sorted(found[0])
+    if any(sorted(one) != names for one in found):
+        raise ValueError(
+            f"runs that are compared must be judged on the same prompts, got others for {points[0].strategy}"
+        )
+    return np.mean([[one[name] for name in names] for one in found], axis=0)
+
+
+def grouped(points: Sequence[Each], label: Callable[[Each], Any]) -> dict[Any, list[Each]]:
+    """The runs, or rows about them, by a label, in the order of their first."""
+    found: dict[Any, list[Each]] = {}
+    for point in points:
+        found.setdefault(label(point), []).append(point)
+    return found
+
+
+def interval(values: Floats, settings: Settings, prefix: str = "") -> dict[str, float]:
+    """Mean over prompts with its 95% bootstrap interval and the number of prompts, as columns of a table."""
+    found = bootstrap_mean(values, settings.resamples, settings.seed)
+    return {
+        f"{prefix}mean": found.mean,
+        f"{prefix}low": found.low,
+        f"{prefix}high": found.high,
+        f"{prefix}prompts": found.n,
+    }
+
+
+def against(values: Floats, baseline: Floats, settings: Settings, prefix: str) -> dict[str, float]:
+    """The paired difference of two policies: mean, interval, prompts, and the p-value of random signs."""
+    difference = values - baseline
+    p = sign_flip_p(difference, settings.resamples, settings.seed)
+    return {**interval(difference, settings, prefix), f"{prefix}p": p}
+
+
+def effect(points: Sequence[Point], values: Floats, measure: str, settings: Settings) -> dict[str, Any]:
+    """What runs that differ in their seed are worth, as columns: the measure, against whom, the seeds, the interval."""
+    names = {"measure": measure, "baseline": baseline(points[0], measure), "seeds": seeds(points)}
+    return {**names, **interval(values, settings)}
+
+
+def seeds(points: Sequence[Point]) -> str:
+    """The seeds of the runs, as they are told."""
+    return ", ".join(str(seed) for seed in sorted({point.seed for point in points}))

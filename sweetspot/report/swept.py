@@ -1,0 +1,278 @@
+"""What the report of a sweep shows: from the manifests of its points and the store that they name."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweetspot.report import runs
+from sweetspot.report.cost import cost
+from sweetspot.report.effects import BASELINE, by_n, effects
+from sweetspot.report.results import evaluation_result
+from sweetspot.report.runs import Point, Settings
+from sweetspot.report.words import count, interval, percent, pretty, signed
+from sweetspot.statistics import ALPHA
+from sweetspot.strategy import POINTS
+
+SETTINGS = Settings(resamples=2000, seed=0)
+POOLS = 3  # pools whose curves over n are drawn
+FEW = 5  # training curves that are named one by one
+GRID = 21  # pairs of the seven points
+SEEDS = ("seed",)
+STRATEGIES = ("strategy", "strategy.chosen", "strategy.rejected")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What is known of a sweep as a whole.
+
+    Attributes:
+        command, created, commit: as it was typed, when, and the code; None outside git.
+        price: of a device-hour, in the user's currency; None = not told.
+        seconds: of each stage over the jobs that were submitted last (forecast, taken); None until they are done.
+        manifests: of all jobs, those that fill the pool among them.
+    """
+
+    command: str
+    created: str
+    commit: str | None
+    price: float | None
+    seconds: Mapping[str, tuple[float, float]] | None
+    manifests: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a sweep.
+
+    Attributes:
+        name: its folder, in the sweep's.
+        standing, reason: how it stands, in a word, and why it is not done.
+        log: where to look.
+        page: its report.html from the sweep's folder; None without.
+        overrides: of run.py.
+        manifest: None where there is none yet.
+    """
+
+    name: str
+    standing: str
+    reason: str
+    log: str
+    page: str | None
+    overrides: Sequence[str]
+    manifest: Mapping[str, Any] | None
+
+
+def facts(sweep: Swept, jobs: Sequence[Job]) -> Row:
+    """All that the template asks for."""
+    names = dict.fromkeys(one["name"] for job in jobs if job.manifest for one in job.manifest["evaluations"])
+    settings = _settings(jobs)
+    of_setting = {Path(job.name): setting for job, setting in zip(jobs, settings, strict=True)}
+    points = [Point(Path(job.name), job.manifest) for job in jobs if job.manifest and _has_store(job.manifest)]
+    measure = _measure(points)
+    groups = runs.grouped(_evaluated(points), lambda point: (of_setting[point.folder], _prompts(point, measure)))
+    worth = {setting: effects(group, measure, SETTINGS) for (setting, _), group in groups.items()}
+    rows = [
+        {**row, "setting": setting, "n": group[0].n} for (setting, _), group in groups.items() for row in worth[setting]
+    ]
+    return {
+        "sweep": sweep,
+        "evaluations": list(names),
+        "points": [_point(job, name, list(names)) for job, name in zip(jobs, _names(jobs), strict=True)],
+        "bad": [job for job in jobs if job.reason and job.standing != "done"],
+        "verdict": verdict(rows, jobs),
+        "about": list(_about(rows, points, jobs)),
+        "rows": sorted(rows, key=lambda row: -row["mean"]),
+        "measure": measure,
+        "baseline": rows[0]["baseline"] if rows else "",
+        "tested": sum("than_random_p_holm" in row for row in rows),
+        "cost": cost(sweep.manifests, sweep.price),
+        "lineage": list(_lineage(sweep, points)),
+        "pools": list(_pools(points)),
+        **_figures(rows, points, measure, of_setting),
+    }
+
+
+def _figures(rows: Sequence[Row], points: Sequence[Point], measure: str, of: Mapping[Path, str]) -> Row:
+    """What can be drawn; None or [] where there is nothing to draw."""
+    from sweetspot.report import sweep_figures as figures  # matplotlib takes a second to import
+
+    by_setting = {row["setting"]: [one for one in rows if one["setting"] == row["setting"]] for row in rows}
+    grids = {setting: own for setting, own in by_setting.items() if _is_grid(own)}
+    lines = list(_curves(points, of))
+    return {
+        "forest": figures.forest("result", rows, measure) if rows else None,
+        "heats": [
+            (setting, figures.heat(f"grid{number}", own, runs.LEVEL[measure]))
+            for number, (setting, own) in enumerate(grids.items(), 1)
+        ],
+        "by_n": [
+            (point, figures.by_n(f"pool{number}", by_n(point, positions(points), SETTINGS)))
+            for number, point in enumerate(_largest_pools(points), 1)
+        ],
+        "trained": figures.trained("trained", rows, measure) if len({row["n"] for row in rows}) > 1 else None,
+        "training": figures.dynamics("training", lines) if lines else None,
+        "lines": lines,
+        "legend": list(_legend(lines)),
+    }
+
+
+def verdict(rows: Sequence[Row], jobs: Sequence[Job]) -> str:
+    """The result of a sweep in one sentence, which claims no more than the tests."""
+    if not rows:
+        return _done(jobs)
+    best = max(rows, key=lambda row: row["mean"])
+    told = f"{_name(best)} is highest of {len(rows)}: {gain(best)} against {best['baseline']}"
+    tested = [row for row in rows if "than_random_p_holm" in row]
+    if not tested:
+        return f"{told}."
+    apart = sum(row["than_random_p_holm"] < ALPHA for row in tested)
+    which = "none" if not apart else f"{apart} of {len(tested)}"
+    return f"{told}; {which} can be told from the random pair."
+
+
+def gain(row: Row, prefix: str = "") -> str:
+    """A mean with its interval, in the measure's unit."""
+    rate = row["measure"] == "win_rate"
+    show = _rate if rate and not prefix else signed
+    return f"{show(row[prefix + 'mean'])} ({interval(row[prefix + 'low'], row[prefix + 'high'], show)})"
+
+
+def _rate(value: float) -> str:
+    return percent(value / 100)
+
+
+def positions(points: Sequence[Point]) -> list[str]:
+    """Those of the seven points that the sweep's strategies take, and max and min, the highest first."""
+    used = {position for point in points for position in point.positions} | {"max", "min"}
+    return [point for point in reversed(POINTS) if point in used]
+
+
+def _done(jobs: Sequence[Job]) -> str:
+    return f"{sum(job.standing == 'done' for job in jobs)} of {len(jobs)} points are done"
+
+
+def _name(row: Row) -> str:
+    return pretty(row["strategy"]) + (f" with {row['setting']}" if row["setting"] else "")
+
+
+def _has_store(manifest: Mapping[str, Any]) -> bool:
+    return "store" in manifest and Path(manifest["store"]).is_dir()
+
+
+def _settings(jobs: Sequence[Job]) -> list[str]:
+    """What distinguishes each job from others beside its strategy and seed ("n_samples=32 dpo.beta=0.1")."""
+    given = [dict(one.lstrip("+").split("=", 1) for one in job.overrides if "=" in one) for job in jobs]
+    keys = dict.fromkeys(key for one in given for key in one if key not in (*STRATEGIES, *SEEDS))
+    varied = [key for key in keys if len({one.get(key) for one in given}) > 1]
+    return [" ".join(f"{key}={one[key]}" for key in varied if key in one) for one in given]
+
+
+def _names(jobs: Sequence[Job]) -> list[str]:
+    """The overrides in which each job differs from others, or its folder where they do not."""
+    given = [set(job.overrides) for job in jobs]
+    shared = set.intersection(*given) if given else set[str]()
+    return [" ".join(one for one in job.overrides if one not in shared) or job.name for job in jobs]
+
+
+def _measure(points: Sequence[Point]) -> str:
+    return "reward" if all(one["kind"] == "held_out" for point in points if (one := runs.judged(point))) else "win_rate"
+
+
+def _evaluated(points: Sequence[Point]) -> list[Point]:
+    return runs.having(points, "evaluation") if any(runs.judged(point) for point in points) else []
+
+
+def _prompts(point: Point, measure: str) -> tuple[str, ...]:
+    """The prompts on which a policy was judged: others are not compared with it."""
+    return tuple(sorted(runs.changes(point, measure)))
+
+
+def _is_grid(rows: Sequence[Row]) -> bool:
+    """Whether most of the paper's 21 pairs are there."""
+    return sum(row["chosen"] in POINTS and row["rejected"] in POINTS for row in rows) > GRID // 2
+
+
+def _largest_pools(points: Sequence[Point]) -> list[Point]:
+    scored = [point for point in points if point.part("rewards") and point.n > 2]
+    uniform = [point for point in scored if point.config["sampler"]["budget"] == "uniform"]
+    return runs.pools(uniform)[:POOLS] if uniform else []
+
+
+def _curves(points: Sequence[Point], of: Mapping[Path, str]) -> Iterator[Row]:
+    """The training curve of each policy of the first seed, its pair's distance in z, and how it is named."""
+    trained = runs.having(points, "policy") if any(point.part("policy") for point in points) else []
+    for point in trained:
+        if point.seed == trained[0].seed:
+            pairs = point.part("pairs")
+            apart = pairs["chosen_z"] - pairs["rejected_z"] if pairs["chosen_z"] is not None else None
+            name = _name({"strategy": point.strategy, "setting": of[point.folder]})
+            yield {"name": name, "random": point.strategy == BASELINE, "apart": apart, "history": runs.history(point)}
+
+
+def _legend(lines: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """(colour variable, words) of the training curves: each by its name, or of many those of a shade together."""
+    from sweetspot.report.sweep_figures import shade
+
+    if len(lines) <= FEW:
+        yield from ((shade(line, lines), line["name"]) for line in lines)
+        return
+    shades = runs.grouped(sorted(lines, key=lambda line: line["apart"] or 0.0), lambda line: shade(line, lines))
+    for colour, group in sorted(shades.items(), reverse=True):  # from ramp5 to ramp1, and ink
+        z = [line["apart"] for line in group if line["apart"] is not None]
+        yield colour, "random pair" if colour == "ink" else f"{min(z):.1f} to {max(z):.1f}"
+
+
+def _about(rows: Sequence[Row], points: Sequence[Point], jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
+    """The sweep's summary, in lines."""
+    yield "points", _done(jobs)
+    pools = {point.part("rewards").get("key") for point in points if point.part("rewards")}
+    if pools:
+        largest = max((point for point in points if point.part("rewards")), key=lambda point: point.n)
+        samples = largest.part("samples")
+        what = f"{count(samples['n_prompts'])} prompts, up to {count(samples['n_samples'])} responses each"
+        yield "pool", f"{what}, scored by {largest.part('rewards')['reward_model']}"
+        yield "shared", f"{count(len(pools))} pool{'s' if len(pools) > 1 else ''} for {count(len(points))} points"
+    if points:
+        yield "seeds", runs.seeds(points)
+    ranked = sorted(rows, key=lambda row: -row["mean"])
+    for what, row in (("highest", ranked[:1]), ("lowest", ranked[-1:])):
+        yield from ((what, f"{_name(one)} {gain(one)}") for one in row if len(ranked) > 1)
+    for row in rows:
+        if row["strategy"] == BASELINE:
+            yield "random pair", gain(row) + (f" with {row['setting']}" if row["setting"] else "")
+    told = [row for row in ranked if row.get("than_random_p_holm", 1.0) < ALPHA]
+    if any("than_random_p_holm" in row for row in rows):
+        yield "told from random", ", ".join(_name(row) for row in told) or "none (5%, Holm)"
+    below = [row for row in rows if row["high"] < runs.LEVEL[row["measure"]]]
+    if rows:
+        yield f"below {rows[0]['baseline']}", f"{count(len(below))} of {count(len(rows))} by their intervals"
+
+
+def _point(job: Job, name: str, names: Sequence[str]) -> Row:
+    """What the table of a sweep shows of a point; None and "" where it did not get so far."""
+    manifest: Mapping[str, Any] = job.manifest or {"rounds": [], "evaluations": []}
+    last = manifest["rounds"][-1] if manifest["rounds"] else {}
+    found = {one["name"]: evaluation_result(one) for one in manifest["evaluations"]}
+    parts = {name: last.get(name) for name in ("samples", "pairs", "policy")}
+    results = [found.get(name, "") for name in names]
+    return {"job": job, "name": name, **parts, "results": results, "seconds": manifest.get("seconds")}
+
+
+def _lineage(sweep: Swept, points: Sequence[Point]) -> Iterator[tuple[str, str]]:
+    yield "created", sweep.created
+    commits = dict.fromkeys(str(point.manifest["commit"]) for point in points)
+    yield "commit", ", ".join(commits) or str(sweep.commit)
+    yield "seeds", runs.seeds(points)
+    yield "store", ", ".join(dict.fromkeys(str(point.store) for point in points))
+    yield from (points[0].manifest["libraries"] if points else {}).items()
+
+
+def _pools(points: Sequence[Point]) -> Iterator[tuple[str, str, int]]:
+    """(kind, key, points that read it) of the artefacts that points share."""
+    for kind in ("samples", "rewards", "pairs", "policy"):
+        keys = [point.part(kind)["key"] for point in points if point.part(kind)]
+        yield from ((kind, key, keys.count(key)) for key in dict.fromkeys(keys))
+    scores = [(one["name"], one["key"]) for point in points for one in point.manifest["evaluations"]]
+    yield from ((name, key, scores.count((name, key))) for name, key in dict.fromkeys(scores))

@@ -1,0 +1,178 @@
+"""The report of a sweep: what its points are worth side by side, with nothing claimed that was not tested."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweetspot.report.cost import cost
+from sweetspot.report.page import TEXTS, fitting, visible
+from sweetspot.report.words import pretty
+from sweetspot.sweep import collect
+from sweetspot.sweep.folder import Sweep
+from sweetspot.sweep.outcome import Outcome
+from tests.reported import make_run, make_sweep
+from tests.test_report import Page
+
+DONE = Outcome("done", "", "", "")
+
+
+def written(sweep: Sweep, **standing: Outcome) -> str:
+    """The page of a sweep whose jobs are done but those named here."""
+    found = {job.number: standing.get(job.name, DONE) for job in sweep.jobs}
+    return collect.write(sweep, found)[-1].read_text()
+
+
+def edit(sweep: Sweep, number: int, **changes: Any) -> None:
+    """Change a point's manifest."""
+    path = sweep.path(sweep.jobs[number]) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a sweep of the paper's 21 pairs and the random one."""
+    return written(make_sweep(tmp_path_factory.mktemp("grid")))
+
+
+def test_a_pair_grid_has_all_sections(grid: str) -> None:
+    assert Page(grid).headings == [
+        *("Result", "Pair grid", "Selection by n", "Training", "Points", "Cost", "Lineage"),
+    ]
+
+
+def test_the_page_of_a_sweep_stands_alone(grid: str) -> None:
+    page = Page(grid)
+    outside = [value for value in page.values("href") if not value.startswith("#")]
+    assert outside == [f"job-{number}/report.html" for number in range(22)]
+    assert page.values("src") == []
+    assert len(page.values("id")) == len(set(page.values("id")))
+    drawn = "".join(re.findall(r"<svg viewBox.*?</svg>", grid, flags=re.DOTALL))
+    assert set(re.findall(r"#[0-9a-f]{6}\b", drawn)) == set()
+    assert len(grid.encode()) < 5_000_000
+
+
+def test_pairs_that_differ_from_random_are_marked(grid: str) -> None:
+    """The six pairs that reject the minimum gain 0.8, the others and the random one about 0.2; sd over prompts 0.3."""
+    told = next(words for words in Page(grid).values("aria-label") if words.startswith("Heat map of 21 pairs"))
+    starred = re.findall(r"(\(\S+, \S+\)) \S+\*", told)
+    assert sorted(starred) == sorted(
+        f"({one}, min)" for one in ("mu-2sigma", "mu-sigma", "mu", "mu+sigma", "mu+2sigma", "max")
+    )
+    assert "6 of 21 can be told from the random pair." in grid
+
+
+def test_a_sweep_of_few_pairs_has_no_heat_map_and_one_without_random_no_test(tmp_path: Path) -> None:
+    page = written(make_sweep(tmp_path, [("max", "min"), ("max", "mu-2sigma")]))
+    assert Page(page).headings == ["Result", "Selection by n", "Training", "Points", "Cost", "Lineage"]
+    assert "random pair" not in page.split("</header>")[0]
+    assert "than random" not in page
+
+
+def test_a_sweep_of_which_nothing_is_there_has_a_report(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [("max", "min")])
+    (sweep.path(sweep.jobs[0]) / "manifest.json").unlink()
+    page = written(sweep, **{"job-0": Outcome("failed", "<b>boom</b> \x1b[31m", "", "")})
+    assert Page(page).headings == ["Points", "What is not done", "Cost", "Lineage"]
+    assert "0 of 1 points are done" in page
+    assert "&lt;b&gt;boom&lt;/b&gt; ␛[31m" in page
+
+
+def test_a_sweep_whose_store_is_gone_still_tells_what_its_manifests_say(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [("max", "min"), ("random", "random")])
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    page = Page(written(sweep))
+    assert page.headings == ["Points", "Cost", "Lineage"]
+    assert ("td", "+0.220 (95%: +0.110 to +0.330)") in page.words
+
+
+def test_points_of_other_settings_are_compared_apart(tmp_path: Path) -> None:
+    """With dpo.beta=0.1 there is a random pair, with 0.3 there is none."""
+    sweep = make_sweep(tmp_path, [("max", "min"), ("random", "random"), ("max", "min")])
+    betas = ("0.1", "0.1", "0.3")
+    jobs = [
+        replace(job, overrides=(*job.overrides, f"dpo.beta={beta}"))
+        for job, beta in zip(sweep.jobs, betas, strict=True)
+    ]
+    page = Page(written(replace(sweep, jobs=tuple(jobs))))
+    told = next(words for words in page.values("aria-label") if words.startswith("gain of the judge's reward of 3"))
+    assert [f"dpo.beta={beta}" in told for beta in ("0.1", "0.3")] == [True, True]
+    heading = next(words for tag, words in page.words if tag == "h1")
+    assert heading.endswith("1 of 1 can be told from the random pair.")
+
+
+def test_policies_of_several_n_are_drawn_over_n(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [("max", "min"), ("max", "min")])
+    jobs = [replace(job, overrides=(f"n_samples={n}",)) for job, n in zip(sweep.jobs, (8, 16), strict=True)]
+    config = json.loads((sweep.path(sweep.jobs[0]) / "manifest.json").read_text())["config"]
+    edit(sweep, 0, config={**config, "n_samples": 8})
+    page = Page(written(replace(sweep, jobs=tuple(jobs))))
+    assert "Policies by n" in page.headings
+    assert any(
+        words.startswith("gain of the judge's reward over n: (max, min) n = 8") for words in page.values("aria-label")
+    )
+
+
+def test_seeds_of_one_strategy_are_averaged(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [("max", "min"), ("max", "min")])
+    config = json.loads((sweep.path(sweep.jobs[1]) / "manifest.json").read_text())["config"]
+    edit(sweep, 1, config={**config, "seed": 1})
+    page = Page(written(sweep))
+    assert ("td", "0, 1") in page.words
+    assert any(words.startswith("gain of the judge's reward of 1 policies") for words in page.values("aria-label"))
+
+
+def test_cost_is_added_up_over_runs_by_stage_devices_and_price() -> None:
+    """Two runs on 4 GPUs: 0.5 and 1 h of training, 0.5 h between, all of them 8 device-hours; at 3 an hour, 24."""
+    stage = {"name": "train", "unit": "policies", "made": 1, "reused": 0}
+    spent = {"name": "alpaca", "key": "k", "spent": {"price_of_answers": 1.25}}
+    runs = [
+        {"devices": 4, "seconds": seconds + 900, "stages": [{**stage, "seconds": seconds}], "evaluations": [spent]}
+        for seconds in (1800, 3600)
+    ]
+    found = cost(runs, 3.0)
+    assert [(one.stage, one.made, one.seconds, one.device_hours) for one in found.stages] == [
+        ("train", 2, 5400, 6.0),
+        ("start and end", 0, 1800, 2.0),
+    ]
+    assert (found.device_hours, found.of(found.device_hours), found.judging) == (8.0, 24.0, 1.25)
+    assert cost(runs, None).of(1.0) is None
+
+
+def test_a_price_and_a_paid_judge_are_shown(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [("max", "min"), ("random", "random")])
+    page = written(replace(sweep, launcher={"price_per_device_hour": 2.0}))
+    assert "0.256 device-hours, 0.51 at 2 a device-hour." in page  # 2 x 461.3 s
+
+
+def test_answers_before_and_after_are_those_of_the_scores_with_their_prompt(tmp_path: Path) -> None:
+    from sweetspot import report
+
+    page = Page(report.write(make_run(tmp_path)).read_text())
+    words = [text for tag, text in page.words if tag == "div"]
+    assert words.count("Blue, 0.") == words.count("Green, 0.") >= 7  # the eighth may be the first prompt, of markup
+    assert len([text for text in words if text.startswith("Name a colour that goes with ")]) == words.count("Blue, 0.")
+    headings = [text for tag, text in page.words if tag == "h3"]
+    assert headings.count("Before: start") == headings.count("After: policy") == 8
+
+
+def test_a_character_that_nobody_would_see_is_shown_as_a_sign() -> None:
+    assert visible("a\x00b\x1bc\x7fd\x85e\r\nf\rg\th\n") == "a␀b␛c␡d\\u0085e\nf␍g\th\n"
+    assert visible("\ud83d \ude00\ufffe") == "\\ud83d \\ude00\\ufffe"
+    assert visible("\U0001f600 \u05e9\u200f é") == "\U0001f600 \u05e9\u200f é"
+
+
+def test_texts_are_cut_so_that_all_together_fit() -> None:
+    assert fitting(["short"] * 100) == 20_000
+    limit = fitting(["&" * 100_000] * 100)  # five bytes each once escaped
+    assert 5 * 100 * limit <= TEXTS < 5 * 100 * 2 * limit
+    assert fitting([]) == 20_000
+
+
+def test_positions_are_printed_in_greek_and_other_names_as_they_are() -> None:
+    assert pretty("(mu+2sigma, mu-1.5sigma)") == "(μ+2σ, μ−1.5σ)"  # noqa: RUF001
+    assert pretty("(mu, mu-sigma)") == "(μ, μ−σ)"  # noqa: RUF001
+    assert pretty("Maximum-likelihood, mini") == "Maximum-likelihood, mini"
