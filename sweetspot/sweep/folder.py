@@ -41,6 +41,7 @@ class Job:
         overrides: of run.py, without launcher and hydra keys.
         part: "pool" makes samples and rewards that the others share, "run" is a point of the sweep.
         attempts: its submissions, the last one last; () before the first.
+        key: of the results that it was last submitted for (`points.result_key`); None where nobody worked it out.
     """
 
     number: int
@@ -48,6 +49,7 @@ class Job:
     overrides: tuple[str, ...]
     part: Literal["pool", "run"] = "run"
     attempts: tuple[Attempt, ...] = ()
+    key: str | None = None
 
     @property
     def last(self) -> Attempt | None:
@@ -180,7 +182,7 @@ def read_forecast(folder: Path) -> tuple[list[int], dict[str, float]] | None:
 
 def _job(plain: dict[str, Any]) -> Job:
     attempts = tuple(Attempt(**attempt) for attempt in plain["attempts"])
-    return Job(plain["number"], plain["name"], tuple(plain["overrides"]), plain["part"], attempts)
+    return Job(plain["number"], plain["name"], tuple(plain["overrides"]), plain["part"], attempts, plain.get("key"))
 
 
 def _replace(path: Path, plain: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,10 @@ def launch(asked: Asked) -> Sweep:
         check(launcher, {**places, "run.py": asked.program.parent})
     sweep = written(asked, keys, launcher, known)
     standing = outcomes(sweep)
-    wanted = [job.number for job in sweep.jobs if _wanted(standing[job.number])]
+    makes = {frozenset(one): found.key for one, found in known.items() if isinstance(found, Composed)}
+    keyed = {job.number: replace(job, key=makes.get(frozenset(job.overrides))) for job in sweep.jobs}
+    wanted = [job.number for job in sweep.jobs if _wanted(job, standing[job.number], keyed[job.number].key)]
+    sweep = sweep.with_jobs({number: keyed[number] for number in wanted})
     _tell(sweep, standing, wanted)
     jobs = [job for job in sweep.jobs if job.number in wanted]
     older = [job.overrides for job in jobs if job.overrides not in known]  # pools, and points of a sweep before
@@ -199,8 +202,11 @@ def _asked_again(sweep: Sweep) -> dict[int, Outcome]:
             time.sleep(POLL_SECONDS)
 
 
-def _wanted(one: Outcome) -> bool:
-    return not one.lives and one.standing != "done"
+def _wanted(job: Job, one: Outcome, key: str | None) -> bool:
+    """Whether it is to be submitted: it has not been done, or what it makes is another thing by now, because a file of
+    conf/ or a component of somebody's own was edited."""
+    changed = None not in (job.key, key) and job.key != key
+    return not one.lives and (one.standing != "done" or changed)
 
 
 def _tell(sweep: Sweep, standing: Mapping[int, Outcome], wanted: Sequence[int]) -> None:
