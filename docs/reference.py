@@ -4,6 +4,7 @@ The comments are the documentation: the first lines of a file say what the choic
 says unit and meaning. A comment that goes on in the next lines is indented far; one above a key stands at the key.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ class Key:
 def write(conf: Path, folder: Path) -> None:
     """Write a page for conf/config.yaml and for each group into the folder; what is there of a group that is gone goes.
 
-    An unchanged page is left alone, so that the site builds only what changed.
+    An unchanged page is left alone, so that the site builds only what changed; a new one is put in place whole, so that
+    several may build at once.
     """
     folder.mkdir(exist_ok=True)
     groups = sorted(path for path in conf.iterdir() if path.is_dir())
@@ -38,10 +40,12 @@ def write(conf: Path, folder: Path) -> None:
     wanted |= {f"{one.name}.md": page(one.name, sorted(one.glob("*.yaml")), about[one.name]) for one in groups}
     for old in folder.glob("*.md"):
         if old.name not in wanted:
-            old.unlink()
+            old.unlink(missing_ok=True)
     for name, text in wanted.items():
         if not (folder / name).exists() or (folder / name).read_text() != text:
-            (folder / name).write_text(text)
+            scratch = folder / f".{name}.{os.getpid()}"
+            scratch.write_text(text)
+            scratch.replace(folder / name)
 
 
 def page(group: str, files: list[Path], about: str) -> str:
@@ -99,58 +103,48 @@ def opening(lines: list[str]) -> Iterator[str]:
 def keys_of(text: str) -> Iterator[Key]:
     """Every key of a YAML file in its order: within mappings by dotted path, of the defaults each item."""
     lines = text.splitlines()
-    for path, node, first, value in _values(yaml.compose(text), text):
+    for path, node, first in _values(yaml.compose(text)):
+        block = isinstance(node, yaml.ScalarNode) and node.style in ("|", ">")
         if path.startswith("defaults["):
-            yield Key(
-                path, re.sub(r"\s+#.*", "", lines[first].strip().removeprefix("- ")), comment_at(lines, first, first)
-            )
+            value = re.sub(r"\s+#.*", "", lines[first].strip().removeprefix("- "))
+            yield Key(path, value, comment_at(lines, first, first, node.start_mark.column))
+        elif block:
+            yield Key(path, " ".join(node.value.split()), comment_at(lines, first, first, node.start_mark.column))
         elif isinstance(node, yaml.MappingNode) and node.value:  # what it holds has lines of its own
-            yield Key(path, "", comment_at(lines, first, first))
+            yield Key(path, "", comment_at(lines, first, first, 0))
         else:
-            yield Key(path, value, comment_at(lines, first, _last(node)))
+            end = node.end_mark
+            yield Key(path, text[node.start_mark.index : end.index], comment_at(lines, first, end.line, end.column))
 
 
-def _values(node: Any, text: str, at: str = "") -> Iterator[tuple[str, Any, int, str]]:
-    """Each key's path, value node, line, and value as it is written."""
+def _values(node: Any, at: str = "") -> Iterator[tuple[str, Any, int]]:
+    """The path, the value's node and the line of each key."""
     for key, value in node.value:
-        path = f"{at}{key.value}"
-        if path == "defaults":
-            for number, item in enumerate(value.value):
-                yield f"defaults[{number}]", item, item.start_mark.line, written(item, text)
+        if (path := f"{at}{key.value}") == "defaults":
+            yield from ((f"defaults[{number}]", item, item.start_mark.line) for number, item in enumerate(value.value))
             continue
-        yield path, value, key.start_mark.line, written(value, text)
+        yield path, value, key.start_mark.line
         if isinstance(value, yaml.MappingNode):
-            yield from _values(value, text, f"{path}.")
+            yield from _values(value, f"{path}.")
 
 
-def written(node: Any, text: str) -> str:
-    """A value as it stands in the file, in one line; of several lines of text the whole."""
-    if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
-        return " ".join(node.value.split())
-    whole = text[node.start_mark.index : node.end_mark.index]
-    return " ".join(re.sub(r"\s+#.*", "", whole).split())
-
-
-def _last(node: Any) -> int:
-    """The last line of a value; that of a block of text ends at the line after it, whose comment is beside its key."""
-    block = isinstance(node, yaml.ScalarNode) and node.style in ("|", ">")
-    return node.start_mark.line if block or isinstance(node, yaml.MappingNode) else node.end_mark.line
-
-
-def comment_at(lines: list[str], first: int, last: int) -> str:
-    """The comment of the key in the lines first to last: above it, beside it, and where it goes on below."""
-    above: list[str] = []
-    while first and (found := re.match(r"( *)# ?(.*)", lines[first - 1])) and 0 <= len(found[1]) < INDENTED:
-        if all(line.startswith("#") for line in lines[:first]):
-            break  # the opening of the file
-        above, first = [found[2], *above], first - 1
-    beside = re.search(r"\s#\s?(.*)$", lines[last] if last < len(lines) else "")
-    parts = [*above, beside[1] if beside else ""]
+def comment_at(lines: list[str], first: int, last: int, column: int) -> str:
+    """The comment of a key: above its first line, beside the end of its value (last, column), and on below that."""
+    beside = re.search(r"(?:^|\s)#\s?(.*)$", lines[last][column:] if last < len(lines) else "")
+    parts = [*above(lines, first), beside[1] if beside else ""]
     for line in lines[last + 1 :]:
         if not (found := re.match(r"( +)#\s?(.*)", line)) or len(found[1]) < INDENTED:
             break
         parts.append(found[2])
     return " ".join(part.strip() for part in parts if part.strip())
+
+
+def above(lines: list[str], first: int) -> list[str]:
+    """The lines of comment right above a line, but for the opening of the file."""
+    start = first
+    while start and (found := re.match(r"( *)#", lines[start - 1])) and len(found[1]) < INDENTED:
+        start -= 1
+    return [line.strip().lstrip("# ") for line in lines[start:first]] if start else []
 
 
 def escape(text: str) -> str:
