@@ -162,6 +162,8 @@ def main(config: DictConfig) -> None:
 def _run(config: DictConfig, folder: Path) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     settings = settings_of(plain)
+    if settings.launcher.dry_run:  # a job of a sweep has none
+        raise ValueError("launcher.dry_run must be false without -m: it plans a sweep, and this is a run; got true")
     provenance.keep(folder, ["python", *sys.argv])
     if not ranks.node(settings.launch) and not any(
         one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra

@@ -28,11 +28,9 @@ class Key:
 
 
 def write(conf: Path, folder: Path) -> None:
-    """Write a page for conf/config.yaml and for each group into the folder; what is there of a group that is gone goes.
+    """Write a page for conf/config.yaml and for each group into the folder; a page of a group that is gone goes.
 
-    An unchanged page is left alone, so that the site builds only what changed; a new one is put in place whole, so that
-    several may build at once.
-    """
+    An unchanged page is left alone; a new one is put in place whole, so that several may build at once."""
     folder.mkdir(exist_ok=True)
     groups = sorted(path for path in conf.iterdir() if path.is_dir())
     about = {**defaults(conf / "config.yaml"), "judge": "Who judges, within an evaluation.", "config": ""}
@@ -43,8 +41,7 @@ def write(conf: Path, folder: Path) -> None:
             old.unlink(missing_ok=True)
     for name, text in wanted.items():
         if not (folder / name).exists() or (folder / name).read_text() != text:
-            scratch = folder / f".{name}.{os.getpid()}"
-            scratch.write_text(text)
+            (scratch := folder / f".{name}.{os.getpid()}").write_text(text)
             scratch.replace(folder / name)
 
 
@@ -104,11 +101,10 @@ def keys_of(text: str) -> Iterator[Key]:
     """Every key of a YAML file in its order: within mappings by dotted path, of the defaults each item."""
     lines = text.splitlines()
     for path, node, first in _values(yaml.compose(text)):
-        block = isinstance(node, yaml.ScalarNode) and node.style in ("|", ">")
         if path.startswith("defaults["):
             value = re.sub(r"\s+#.*", "", lines[first].strip().removeprefix("- "))
             yield Key(path, value, comment_at(lines, first, first, node.start_mark.column))
-        elif block:
+        elif isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
             yield Key(path, " ".join(node.value.split()), comment_at(lines, first, first, node.start_mark.column))
         elif isinstance(node, yaml.MappingNode) and node.value:  # what it holds has lines of its own
             yield Key(path, "", comment_at(lines, first, first, 0))

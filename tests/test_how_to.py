@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from experiments.runs import Point
 from sweetspot.component import build
 from sweetspot.model import Model
 from sweetspot.schema import PAIRS, REWARDS, SCORES
@@ -71,6 +72,9 @@ def test_a_strategy_of_one_s_own_runs_sweeps_is_named_and_has_a_key_of_its_code(
     assert [made(one) for one in both] == [[], ["select"]]
     assert both[0]["rounds"][0]["pairs"]["key"] == found["pairs"]["key"]
 
+    points = [Point(folder, one) for one in (first, *both)]
+    assert [point.strategy for point in points] == ["Closest(margin=0.05)", "Closest(margin=0.05)", "(max, min)"]
+
     code = (folder / "closest.py").read_text()
     try:
         (folder / "closest.py").write_text(code + "\n")
@@ -93,7 +97,8 @@ def test_reward_models_of_one_s_own_score(folder: Path) -> None:
     assert all(reward <= 0 and reward == int(reward) for reward in rewards)
     for words, name in ((classifier, "mine"), (component, "vocabulary")):
         (found,) = typed(folder, words, *TINY)
-        assert (found["rounds"][0]["rewards"]["reward_model"], made(found)[-1]) == (name, "score")
+        assert found["rounds"][0]["rewards"]["reward_model"] == name
+    assert made(found) == ["score"]
 
 
 def test_a_sampler_of_one_s_own_samples(folder: Path) -> None:

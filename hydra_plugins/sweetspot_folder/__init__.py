@@ -11,5 +11,6 @@ class OwnChoices(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Hydra's call, before anything is composed."""
-        if (own := Path.cwd() / "conf").is_dir():
+        own, package = Path.cwd() / "conf", Path(__file__).parent.parent.parent / "conf"
+        if own.is_dir() and not (package.is_dir() and own.samefile(package)):
             search_path.append(provider="sweetspot_folder", path=f"file://{own}")

@@ -71,8 +71,10 @@ def _check(selection: Any, matrix: np.ndarray, name: str) -> None:
     if not isinstance(selection, Selection):
         raise ValueError(f"strategy: {name} must give a Selection, got {type(selection).__name__}")
     rows, *ends = (np.asarray(part) for part in (selection.prompt, selection.chosen, selection.rejected))
-    if any(part.ndim != 1 or len(part) != len(rows) or part.dtype.kind not in "iu" for part in (rows, *ends)):
+    if any(part.shape != (len(rows),) or (len(rows) and part.dtype.kind not in "iu") for part in (rows, *ends)):
         raise ValueError(f"strategy: {name} must give prompt, chosen and rejected as three lists of one length")
+    if not len(rows):
+        return
     if (same := np.flatnonzero(ends[0] == ends[1])).size:
         raise ValueError(f"strategy: {name} must choose two responses, got one twice for prompt {rows[same[0]]}")
     for end in ends:
