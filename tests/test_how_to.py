@@ -85,6 +85,12 @@ def test_a_strategy_of_one_s_own_runs_sweeps_is_named_and_has_a_key_of_its_code(
     assert again[0]["rounds"][0]["pairs"]["key"] != found["pairs"]["key"]
     assert again[1] == both[1]
 
+    (folder / "elsewhere" / "strategy").mkdir(parents=True)
+    (folder / "conf/strategy/closest.yaml").rename(folder / "elsewhere/strategy/near.yaml")
+    sweep = ["python", "run.py", "-m", "--config-dir", "elsewhere", "strategy=near", "until=select"]
+    (near,) = typed(folder, sweep, *TINY)
+    assert near["rounds"][0]["pairs"]["key"] == found["pairs"]["key"]
+
 
 def test_reward_models_of_one_s_own_score(folder: Path) -> None:
     function, classifier, component = (

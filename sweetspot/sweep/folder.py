@@ -71,6 +71,7 @@ class Sweep:
         plan: "pooled" or "simple".
         commit: of the code, None outside git.
         jobs: pools first, then the points by number.
+        search: places with choices of one's own that the command line named (--config-dir, hydra.searchpath).
     """
 
     folder: Path
@@ -82,6 +83,7 @@ class Sweep:
     plan: str
     commit: str | None
     jobs: tuple[Job, ...]
+    search: tuple[str, ...] = ()
 
     def path(self, job: Job) -> Path:
         """The job's folder."""
@@ -140,7 +142,7 @@ def read(folder: Path) -> Sweep:
     if plain.pop("version", None) != VERSION:
         raise ValueError(f"{folder}/jobs.json must be of version {VERSION}; submit the sweep again")
     jobs = tuple(_job(job) for job in plain.pop("jobs"))
-    return Sweep(folder=folder.resolve(), jobs=jobs, **plain)
+    return Sweep(folder=folder.resolve(), jobs=jobs, search=tuple(plain.pop("search", ())), **plain)
 
 
 def write(sweep: Sweep) -> None:

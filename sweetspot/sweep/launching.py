@@ -42,6 +42,7 @@ class Asked:
         points: the overrides of each job.
         compose: gives the plain configuration of a point, hydra's part left out.
         check: raises ValueError for a configuration that a run would refuse.
+        search: places with choices of one's own that the command line named.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Asked:
     points: Sequence[Sequence[str]]
     compose: Callable[[Sequence[str]], Mapping[str, Any]]
     check: Callable[[Mapping[str, Any]], object]
+    search: Sequence[str] = ()
 
 
 def launch(asked: Asked) -> Sweep:
@@ -148,6 +150,7 @@ def written(asked: Asked, keys: Sequence[str], launcher: Launcher, known: Known)
         plan=plan,
         commit=provenance.commit(),
         jobs=tuple(sorted(merged, key=lambda job: job.part)),
+        search=tuple(asked.search),
     )
 
 
