@@ -1,6 +1,7 @@
 # make demo: set up and run the whole pipeline on the embedded default.   make test: set up and run every test.
-# Both set up once: a repeated call installs nothing.
-.PHONY: install demo test check lint types fast format
+# make docs: the documentation as a site in docs/_build/html.
+# All set up once: a repeated call installs nothing.
+.PHONY: install demo test docs check lint types fast format
 
 PYTHON_BIN := .venv/bin/python
 
@@ -12,6 +13,10 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest --numprocesses=2 --dist=loadgroup
+
+docs: install
+	.venv/bin/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 check: install
 	$(MAKE) --no-print-directory --jobs=2 --output-sync lint types fast

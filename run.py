@@ -6,6 +6,7 @@ python run.py -m strategy=max_min,mu_minus_2sigma,random  several, sharing one p
 python run.py --help                                      the groups and the most useful overrides
 """
 
+import dataclasses
 import os
 import sys
 import traceback
@@ -92,6 +93,8 @@ class Settings:
             raise ValueError(f"until must be score or later with sampler.budget=adaptive, got {self.until}")
         if not callable(self.strategy):
             raise ValueError(f"strategy must be a Strategy, got {type(self.strategy).__name__}")
+        if not dataclasses.is_dataclass(self.strategy):
+            raise ValueError(f"strategy must be a class under @component, got {type(self.strategy).__name__}")
         if self.dpo.reference == "sampler":
             stages.check_sampled_reference(self.dpo, self.data, self.sampler)
         if self.rounds > 1 and not self.reaches("train"):
@@ -159,6 +162,8 @@ def main(config: DictConfig) -> None:
 def _run(config: DictConfig, folder: Path) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     settings = settings_of(plain)
+    if settings.launcher.dry_run:  # a job of a sweep has none
+        raise ValueError("launcher.dry_run must be false without -m: it plans a sweep, and this is a run; got true")
     provenance.keep(folder, ["python", *sys.argv])
     if not ranks.node(settings.launch) and not any(
         one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra
@@ -280,6 +285,7 @@ def _tell(error: Exception) -> NoReturn:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path.cwd()))  # where components of one's own may lie, as workers find them
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a configuration that does not compose comes back here as well
     listen()
     try:

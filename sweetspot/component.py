@@ -9,7 +9,9 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -34,9 +36,30 @@ def identity(part: Any) -> dict[str, Any]:
     """What of a component decides its results: class, version and fields, nested components included.
 
     `version` is a class variable (1 when absent), raised when the meaning of the fields changes. A component whose
-    fields do not tell (a folder, whose content counts and not its place) has a method `identity` of its own.
+    fields do not tell (a folder, whose content counts and not its place) has a method `identity` of its own. One that
+    is not of this package has no version to rely on, so that the text of its file counts: edited code is another
+    component. What the file imports does not count.
+
+    Raises:
+        ValueError: for a class of somebody's own that is in no file.
     """
-    return part.identity() if hasattr(part, "identity") else field_identity(part)
+    told = part.identity() if hasattr(part, "identity") else field_identity(part)
+    foreign = _foreign_sources(type(part))
+    return {**told, "source": foreign} if foreign else told
+
+
+def _foreign_sources(cls: type) -> dict[str, str]:
+    """SHA-256 of the file of each module, outside this package and the standard library, that defines the class or one
+    that it extends."""
+    home, found = __name__.partition(".")[0], dict[str, str]()
+    for name in sorted({one.__module__ for one in cls.__mro__}):
+        if name.partition(".")[0] in (home, *sys.stdlib_module_names):
+            continue
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is None:
+            raise ValueError(f"a component must be a class of a Python file, got {cls.__qualname__} of {name}")
+        found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return found
 
 
 def field_identity(part: Any) -> dict[str, Any]:
@@ -104,12 +127,20 @@ def build(config: Mapping[str, Any], at: str = "") -> Any:
     target = config.get("_target_")
     try:
         cls = get_class(cast("str", target))
-    except (ImportError, ValueError, TypeError):
-        raise ValueError(f"{_join(at, '_target_')} must be the dotted path of a class, got {target!r}") from None
+    except (ImportError, ValueError, TypeError) as error:
+        where = f"{_join(at, '_target_')} must be the dotted path of a class, got {target!r}"
+        raise ValueError(where + _fault_within(error.__cause__, str(target))) from None
     try:
         return cls(**nested)
     except ValidationError as error:
         raise ValueError(explain(error, at, _field_names(cls))) from None
+
+
+def _fault_within(cause: BaseException | None, target: str) -> str:
+    """What is wrong within the module of a target, in brackets; "" where there is no such module or class."""
+    if cause is None or (isinstance(cause, ModuleNotFoundError) and f"{target}.".startswith(f"{cause.name}.")):
+        return ""
+    return f" ({type(cause).__name__}: {' '.join(str(cause).split())})"
 
 
 def _build_within(value: Any, at: str) -> Any:

@@ -19,7 +19,6 @@ from sweetspot.duplicates import duplicates
 from sweetspot.model import Model
 from sweetspot.stages import Evaluation, Pairs, Policy, Rewards, Run, Samples, text_codes, token_counts
 from sweetspot.store import library_versions
-from sweetspot.strategy import PositionPair
 
 VERSION = 2
 
@@ -96,7 +95,7 @@ def of_pairs(pairs: Pairs, strategy: Any) -> dict[str, Any]:
     return {
         "key": pairs.key,
         "path": f"pairs/{pairs.key}/{pairs.path.name}",
-        "strategy": _strategy_name(strategy),
+        "strategy": str(strategy),
         "kept": table.num_rows,
         "dropped": {reason: len(names) for reason, names in pairs.dropped.items()},
         "ignored_duplicates": pairs.ignored,
@@ -153,12 +152,6 @@ def _flatten(value: Any, path: str = "") -> dict[str, Any]:
     else:
         return {path: value} if isinstance(value, int | float) else {}
     return {at: found for name, part in entries for at, found in _flatten(part, f"{path}/{name}".strip("/")).items()}
-
-
-def _strategy_name(strategy: Any) -> str:
-    return (
-        f"({strategy.chosen}, {strategy.rejected})" if isinstance(strategy, PositionPair) else type(strategy).__name__
-    )
 
 
 def _pair_tokens(pairs: Pairs) -> dict[str, float]:

@@ -1,9 +1,12 @@
 """Components: identity by fields, and one clear line for every wrong value."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import Field
 
 from sweetspot.component import build, component, identity, key, runtime, to_config
+from sweetspot.strategy import PositionPair
 
 
 @component
@@ -30,6 +33,35 @@ def test_the_key_is_made_of_the_fields_that_change_results() -> None:
     assert key(TOY) != key(Toy(rate=0.5, inner=Inner(size=3), batch=4))
     assert "batch" not in identity(TOY)
     assert identity(TOY)["inner"]["size"] == 2
+
+
+def test_the_file_of_a_class_of_one_s_own_is_part_of_its_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    base, own = tmp_path / "own_base.py", tmp_path / "own_part.py"
+    head = "from sweetspot.component import component\n"
+    base.write_text(head + "@component\nclass Base:\n    size: int\n")
+    own.write_text(head + "from own_base import Base\n@component\nclass Part(Base):\n    pass\n")
+    part = build({"_target_": "own_part.Part", "size": 2})
+    first = key(part)
+    assert sorted(identity(part)["source"]) == ["own_base", "own_part"]
+    assert "source" not in identity(PositionPair(chosen="max", rejected="min"))
+    own.write_text(own.read_text() + "# edited\n")
+    second = key(part)
+    base.write_text(base.read_text() + "# edited\n")
+    assert len({first, second, key(part)}) == 3
+
+
+def test_a_fault_within_a_module_of_one_s_own_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_broken.py").write_text("import no_such_library\n")
+    with pytest.raises(ValueError) as refused:
+        build({"_target_": "own_broken.Part"}, "strategy")
+    assert str(refused.value) == (
+        "strategy._target_ must be the dotted path of a class, got 'own_broken.Part' "
+        "(ModuleNotFoundError: No module named 'no_such_library')"
+    )
 
 
 def test_a_component_travels_as_plain_config() -> None:

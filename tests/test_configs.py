@@ -224,6 +224,7 @@ def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["strategy=best"], ["strategy/best", "max_min"]),
         (["sampler.top_k=5"], ["top_k"]),
         (["data=jsonl"], ["data.path"]),
+        (["launcher.dry_run=true"], ["launcher.dry_run must be false without -m", "got true"]),
         (["n_samples=1"], ["n_samples", "got 1"]),
         (["data=jsonl", "data.path=nowhere.jsonl"], ["data.path must be an existing file, got nowhere.jsonl"]),
         (["data=imported", "data.pool=abc"], ["data.pool must be the key of an imported pool", "got abc"]),

@@ -24,7 +24,7 @@ from sweetspot.stages.pool import rows_at
 from sweetspot.stages.prepare import make_once
 from sweetspot.stages.reference import logprob_key, sampler_error
 from sweetspot.store import Store, read_tile, write_tile
-from sweetspot.strategy import PositionPair, paper_pairs
+from sweetspot.strategy import PositionPair, Selection, paper_pairs
 from sweetspot.tile import Tile
 from tests import tiny
 from tests.test_sampler import TRANSFORMERS
@@ -121,6 +121,43 @@ def test_the_same_selection_is_reused_and_another_strategy_is_not(rewards: Rewar
     other = select(rewards, PositionPair(chosen="random", rejected="random"), False, run)
     assert again.key == first.key != other.key
     assert [stage.made for stage in run.stages] == [1, 0, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A strategy of somebody's own that gives what it was told to."""
+
+    pairs: list[list[int]]
+
+    def __call__(self, rewards: Any) -> Selection:
+        """The pairs."""
+        return Selection(*self.pairs, {"left": [len(rewards) - 1]})  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("pairs", "line"),
+    [
+        ([[0, 2], [1, 3], [0, 1]], "strategy: Fixed must choose scored responses, got response 3 of prompt 2"),
+        ([[0, 1], [1, 1], [0, 0]], "strategy: Fixed must choose scored responses, got response 1 of prompt 1"),
+        ([[0, 3], [1, 1], [0, 0]], "strategy: Fixed must choose scored responses, got response 1 of prompt 3"),
+        ([[0, 2], [1, 0], [0, 0]], "strategy: Fixed must choose two responses, got one twice for prompt 2"),
+        ([[0, 2], [1], [0, 1]], "strategy: Fixed must give prompt, chosen and rejected as three lists of one length"),
+    ],
+)
+def test_a_selection_that_names_what_is_not_there_is_refused_in_one_line(
+    rewards: Rewards, run: Run, pairs: list[list[int]], line: str
+) -> None:
+    with pytest.raises(ValueError) as refused:
+        select(rewards, Fixed(pairs), False, run)
+    assert str(refused.value) == line
+
+
+def test_a_strategy_may_give_a_prompt_several_pairs_or_none_at_all(rewards: Rewards, run: Run) -> None:
+    several = select(rewards, Fixed([[0, 0], [1, 2], [0, 0]]), False, run)
+    places = [(row["pair_index"], row["chosen"], row["rejected"]) for row in several.table.to_pylist()]
+    assert places == [(0, "one-1", "one-0"), (1, "one-2", "one-0")]
+    none = select(rewards, Fixed([[], [], []]), False, run)
+    assert (none.table.num_rows, none.dropped) == (0, {"left": [IDS[2]]})
 
 
 def test_later_copies_of_a_response_count_as_not_scored_where_asked(rewards: Rewards, run: Run) -> None:

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep import job as jobs
@@ -165,6 +167,17 @@ def test_a_job_s_folder_is_quoted_for_hydra(tmp_path: Path) -> None:
     job = Job(0, "n=5,a=b", ("n=5",))
     words = jobs.command(sweep_in(tmp_path, job), job)
     assert words[1:] == ["/run.py", "n=5", "launcher=local", "hydra.mode=RUN", f"hydra.run.dir='{tmp_path}/n=5,a=b'"]
+
+
+def test_a_job_finds_the_choices_that_the_command_line_named(tmp_path: Path) -> None:
+    job = Job(0, "n=5", ("n=5",), key="abc")
+    folders.write(replace(sweep_in(tmp_path, job), search=("file:///my conf", "pkg://mine")))
+    sweep = folders.read(tmp_path)
+    assert sweep.jobs == (job,)
+    words = jobs.command(sweep, job)
+    assert words[3] == "hydra.searchpath=['file:///my conf', 'pkg://mine']"
+    (parsed,) = OverridesParser.create().parse_overrides([words[3]])
+    assert parsed.value() == ["file:///my conf", "pkg://mine"]
 
 
 def slurm(**changes: Any) -> Slurm:

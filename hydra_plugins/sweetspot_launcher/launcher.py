@@ -45,7 +45,7 @@ class SweepLauncher(Launcher):
         from sweetspot.sweep import launching
         from sweetspot.sweep.points import own
 
-        task = list(self.config.hydra.overrides.task)
+        task, sources = list(self.config.hydra.overrides.task), self.config.hydra.runtime.config_sources
         asked = launching.Asked(
             folder=Path(str(self.config.hydra.sweep.dir)),
             command=shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -55,6 +55,7 @@ class SweepLauncher(Launcher):
             points=[own(point) for point in job_overrides],
             compose=self._compose(),
             check=settings_of,
+            search=[f"{one.schema}://{one.path}" for one in sources if "command-line" in one.provider],
         )
         launching.launch(asked)
         return [JobReturn(overrides=point, status=JobStatus.COMPLETED) for point in job_overrides]

@@ -59,16 +59,17 @@ class Point:
 
     @property
     def positions(self) -> tuple[str, str]:
-        """The chosen and the rejected position of its strategy; the class of a strategy without positions, twice."""
-        strategy = self.config["strategy"]
-        name = strategy["_target_"].rpartition(".")[2]
-        return strategy.get("chosen", name), strategy.get("rejected", name)
+        """The chosen and the rejected position of its strategy; the name of a strategy without positions, twice."""
+        fields = dict(self.config["strategy"])
+        kind = fields.pop("_target_").rpartition(".")[2]
+        name = f"{kind}({', '.join(f'{field}={value!r}' for field, value in fields.items())})"
+        return fields.get("chosen", name), fields.get("rejected", name)
 
     @property
     def strategy(self) -> str:
         """The strategy as the paper writes it."""
         chosen, rejected = self.positions
-        return "random" if chosen == rejected == "random" else f"({chosen}, {rejected})"
+        return chosen if chosen == rejected else f"({chosen}, {rejected})"  # random, or one of somebody's own
 
     def part(self, name: str, turn: int = -1) -> Mapping[str, Any]:
         """What the manifest says of samples, rewards, pairs or policy of a round; empty where it was not reached."""

@@ -54,11 +54,37 @@ def select(rewards: Rewards, strategy: Strategy, ignore_duplicates: bool, run: R
         matrix = rewards.matrix()
         ignored = _ignore_copies(matrix, samples) if ignore_duplicates else 0
         selection = strategy(matrix)
+        _check(selection, matrix, type(strategy).__name__)
         dropped = {why: [samples.prompt_ids[row] for row in rows] for why, rows in selection.dropped.items()}
         write_tile(path, _pair_rows(selection, matrix, samples), {"dropped": dropped, "ignored_duplicates": ignored})
     table, facts = read_tile(path, PAIRS)
     run.did("select", "pair sets", int(made), int(not made), started)
     return Pairs(name, path, samples, table, facts["dropped"], facts["ignored_duplicates"])
+
+
+def _check(selection: Any, matrix: np.ndarray, name: str) -> None:
+    """Refuse a selection that names what is not there, which only a strategy of somebody's own may make.
+
+    Raises:
+        ValueError: naming the strategy and the first such prompt.
+    """
+    if not isinstance(selection, Selection):
+        raise ValueError(f"strategy: {name} must give a Selection, got {type(selection).__name__}")
+    rows, *ends = (np.asarray(part) for part in (selection.prompt, selection.chosen, selection.rejected))
+    if any(part.shape != (len(rows),) or (len(rows) and part.dtype.kind not in "iu") for part in (rows, *ends)):
+        raise ValueError(f"strategy: {name} must give prompt, chosen and rejected as three lists of one length")
+    if not len(rows):
+        return
+    if (same := np.flatnonzero(ends[0] == ends[1])).size:
+        raise ValueError(f"strategy: {name} must choose two responses, got one twice for prompt {rows[same[0]]}")
+    for end in ends:
+        there = (rows >= 0) & (rows < len(matrix)) & (end >= 0) & (end < matrix.shape[1])
+        there[there] = np.isfinite(matrix[rows[there], end[there]])
+        if not there.all():
+            first = int(np.flatnonzero(~there)[0])
+            raise ValueError(
+                f"strategy: {name} must choose scored responses, got response {end[first]} of prompt {rows[first]}"
+            )
 
 
 def _ignore_copies(matrix: np.ndarray, samples: Samples) -> int:

@@ -41,6 +41,7 @@ class Job:
         overrides: of run.py, without launcher and hydra keys.
         part: "pool" makes samples and rewards that the others share, "run" is a point of the sweep.
         attempts: its submissions, the last one last; () before the first.
+        key: of the results that it was last submitted for (`points.result_key`); None where nobody worked it out.
     """
 
     number: int
@@ -48,6 +49,7 @@ class Job:
     overrides: tuple[str, ...]
     part: Literal["pool", "run"] = "run"
     attempts: tuple[Attempt, ...] = ()
+    key: str | None = None
 
     @property
     def last(self) -> Attempt | None:
@@ -69,6 +71,7 @@ class Sweep:
         plan: "pooled" or "simple".
         commit: of the code, None outside git.
         jobs: pools first, then the points by number.
+        search: places with choices of one's own that the command line named (--config-dir, hydra.searchpath).
     """
 
     folder: Path
@@ -80,6 +83,7 @@ class Sweep:
     plan: str
     commit: str | None
     jobs: tuple[Job, ...]
+    search: tuple[str, ...] = ()
 
     def path(self, job: Job) -> Path:
         """The job's folder."""
@@ -138,7 +142,7 @@ def read(folder: Path) -> Sweep:
     if plain.pop("version", None) != VERSION:
         raise ValueError(f"{folder}/jobs.json must be of version {VERSION}; submit the sweep again")
     jobs = tuple(_job(job) for job in plain.pop("jobs"))
-    return Sweep(folder=folder.resolve(), jobs=jobs, **plain)
+    return Sweep(folder=folder.resolve(), jobs=jobs, search=tuple(plain.pop("search", ())), **plain)
 
 
 def write(sweep: Sweep) -> None:
@@ -180,7 +184,7 @@ def read_forecast(folder: Path) -> tuple[list[int], dict[str, float]] | None:
 
 def _job(plain: dict[str, Any]) -> Job:
     attempts = tuple(Attempt(**attempt) for attempt in plain["attempts"])
-    return Job(plain["number"], plain["name"], tuple(plain["overrides"]), plain["part"], attempts)
+    return Job(plain["number"], plain["name"], tuple(plain["overrides"]), plain["part"], attempts, plain.get("key"))
 
 
 def _replace(path: Path, plain: Mapping[str, Any]) -> None:

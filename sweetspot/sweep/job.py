@@ -69,7 +69,8 @@ def command(sweep: Sweep, job: Job) -> list[str]:
     place = str(sweep.path(job)).replace("'", "\\'")
     alone = ["launch.nodes=1"] if job.part == "pool" else []
     own = ["launcher=local", "hydra.mode=RUN", f"hydra.run.dir='{place}'"]
-    return [sys.executable, sweep.program, *job.overrides, *alone, *own]
+    search = [f"hydra.searchpath={list(sweep.search)}"] if sweep.search else []
+    return [sys.executable, sweep.program, *job.overrides, *alone, *search, *own]
 
 
 def _help(sweep: Sweep, job: Job, node: int) -> None:

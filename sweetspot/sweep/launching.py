@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Asked:
         points: the overrides of each job.
         compose: gives the plain configuration of a point, hydra's part left out.
         check: raises ValueError for a configuration that a run would refuse.
+        search: places with choices of one's own that the command line named.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Asked:
     points: Sequence[Sequence[str]]
     compose: Callable[[Sequence[str]], Mapping[str, Any]]
     check: Callable[[Mapping[str, Any]], object]
+    search: Sequence[str] = ()
 
 
 def launch(asked: Asked) -> Sweep:
@@ -81,7 +83,10 @@ def launch(asked: Asked) -> Sweep:
         check(launcher, {**places, "run.py": asked.program.parent})
     sweep = written(asked, keys, launcher, known)
     standing = outcomes(sweep)
-    wanted = [job.number for job in sweep.jobs if _wanted(standing[job.number])]
+    makes = {frozenset(one): found.key for one, found in known.items() if isinstance(found, Composed)}
+    keyed = {job.number: replace(job, key=makes.get(frozenset(job.overrides))) for job in sweep.jobs}
+    wanted = [job.number for job in sweep.jobs if _wanted(job, standing[job.number], keyed[job.number].key)]
+    sweep = sweep.with_jobs({number: keyed[number] for number in wanted})
     _tell(sweep, standing, wanted)
     jobs = [job for job in sweep.jobs if job.number in wanted]
     older = [job.overrides for job in jobs if job.overrides not in known]  # pools, and points of a sweep before
@@ -146,6 +151,7 @@ def written(asked: Asked, keys: Sequence[str], launcher: Launcher, known: Known)
         plan=plan,
         commit=provenance.commit(),
         jobs=tuple(sorted(merged, key=lambda job: job.part)),
+        search=tuple(asked.search),
     )
 
 
@@ -201,8 +207,11 @@ def _asked_again(sweep: Sweep) -> dict[int, Outcome]:
             time.sleep(POLL_SECONDS)
 
 
-def _wanted(one: Outcome) -> bool:
-    return not one.lives and one.standing != "done"
+def _wanted(job: Job, one: Outcome, key: str | None) -> bool:
+    """Whether it is to be submitted: it has not been done, or what it makes is another thing by now, because a file of
+    conf/ or a component of somebody's own was edited."""
+    changed = None not in (job.key, key) and job.key != key
+    return not one.lives and (one.standing != "done" or changed)
 
 
 def _tell(sweep: Sweep, standing: Mapping[int, Outcome], wanted: Sequence[int]) -> None:
