@@ -21,7 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from rich.console import Console
+from rich.markup import escape
 
+from sweetspot import logger as loggers
 from sweetspot import manifest as manifests
 from sweetspot import provenance, ranks, report, stages
 from sweetspot.budget import Adaptive
@@ -30,7 +32,6 @@ from sweetspot.data import Data, Imported, Prompts
 from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.eval import EVALUATIONS, HeldOut, NoEvaluation, RewardBench
 from sweetspot.launch import Launch, WorkerError
-from sweetspot.logger import Logger, NoLogger
 from sweetspot.model import Model
 from sweetspot.reward_model import ImportedReward, RewardModel
 from sweetspot.sampler import Sampler
@@ -62,7 +63,7 @@ class Settings:
     deepspeed: DeepSpeed
     eval: Any
     also: dict[str, Any]
-    logger: Any
+    logger: dict[str, Any]
     launch: Launch
     launcher: Local | SubmititLocal | Slurm
     n_samples: int = Field(ge=2)
@@ -74,9 +75,11 @@ class Settings:
     remake_corrupt: bool
 
     def __post_init__(self) -> None:
-        for name, kind in (("data", Data), ("reward_model", RewardModel), ("logger", Logger)):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} must be a {kind.__name__}, got {type(getattr(self, name)).__name__}")
+        kinds = {"data": (self.data, Data), "reward_model": (self.reward_model, RewardModel)}
+        logging = {f"logger.{name}": (one, loggers.Logger) for name, one in self.logger.items()}
+        for name, (one, kind) in {**kinds, **logging}.items():
+            if not isinstance(one, kind):
+                raise ValueError(f"{name} must be a {kind.__name__}, got {type(one).__name__}")
         for name, one in {"eval": self.eval, **self.also}.items():
             if not isinstance(one, EVALUATIONS):
                 raise ValueError(f"{name} must be an evaluation, got {type(one).__name__}")
@@ -175,6 +178,7 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
         The manifest's path. A run that stops at an error leaves a manifest of the stages that it finished.
     """
     console, started = Console(), datetime.now(UTC)
+    loggers.check(settings.logger)
     settings.launch.workers(settings.sampler.group)  # devices that are not there are told before anything is made
     training = settings.dpo, settings.deepspeed, settings.launch
     told = stages.check_training(*training) if settings.reaches("train") else []
@@ -189,25 +193,26 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     store = _open_store(settings.store)
     if node := ranks.node(settings.launch):  # it helps to sample, score and train, and leaves the rest to node 0
         nothing: dict[str, Any] = {"warnings": [], "rounds": [], "evaluations": []}
-        run = Run(store, folder / f"node-{node}", settings.launch, NoLogger().open(folder, {}, ""), False)
+        run = Run(store, folder / f"node-{node}", settings.launch, loggers.Logs({}), False)
         _stages(settings, {}, prompts, run, nothing)
         return folder
-    sink = settings.logger.open(folder, dict(config), folder.name)
-    run = Run(store, folder, settings.launch, sink, settings.remake_corrupt)
+    for warning in told:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+    logs = loggers.open_all(settings.logger, folder, config, folder.name, told)
+    run = Run(store, folder, settings.launch, logs, settings.remake_corrupt)
     stages.try_judges(evaluations, run)
     written = folder / "manifest.json"
     facts: dict[str, Any] = {"warnings": told, "rounds": [], "evaluations": []}
-    for warning in facts["warnings"]:
-        console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
     try:
         _stages(settings, evaluations, prompts, run, facts)
     finally:
         manifest = {**manifests.of_run(run, config, command, started), **facts}
         manifests.write(written, manifest)
-        sink.close(manifests.flat_metrics(manifest))
-    page = report.write(written)
+        pages = [] if sys.exc_info()[0] else [report.write(written)]
+        logs.close(manifests.flat_metrics(manifest), [written, *pages])
+        manifests.write(written, manifest)  # with what closing the logs had to tell
     console.print(report.summary(manifest))
-    console.print(f"report    {page}\nmanifest  {written}", highlight=False, soft_wrap=True)
+    console.print(f"report    {pages[0]}\nmanifest  {written}", highlight=False, soft_wrap=True)
     return written
 
 
@@ -245,10 +250,12 @@ def _stages(
         if not settings.reaches("score"):
             return
         rewards = adaptive or stages.score(samples, reward_model, run)
+        stages.log_rewards(rewards, run)
         found["rewards"] = manifests.of_rewards(rewards, str(_choices().get("reward_model", "selecting")))
         if not settings.reaches("select"):
             return
         pairs = stages.select(rewards, settings.strategy, settings.ignore_duplicates, run)
+        stages.log_pairs(pairs, run)
         found["pairs"] = manifests.of_pairs(pairs, settings.strategy)
         if not settings.reaches("train"):
             return

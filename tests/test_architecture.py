@@ -9,7 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    ["component", "strategy", "losses", "progress", "duplicates", "statistics", "provenance", "devices", "stopping"],
+    [
+        "component",
+        "strategy",
+        "losses",
+        "progress",
+        "duplicates",
+        "statistics",
+        "provenance",
+        "devices",
+        "stopping",
+        "visible",
+    ],
     ["schema", "store", "launch", "logger", "model", "distribution", "budget"],
     ["lease", "ranks"],
     ["tile", "fill"],

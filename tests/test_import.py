@@ -16,7 +16,7 @@ from sweetspot.exchange import command
 from sweetspot.exchange.importing import RefusedRowsError, Request, import_pool
 from sweetspot.exchange.rows import BadRow, Fields, Row, fields_of, rows_of
 from sweetspot.exchange.tokens import load
-from sweetspot.logger import Nowhere
+from sweetspot.logger import Logs
 from sweetspot.model import Model, load_tokenizer, prompt_ids
 from sweetspot.reward_model import ImportedReward
 from sweetspot.schema import PROMPTS, SAMPLES, prompt_id
@@ -50,7 +50,7 @@ def request_for(tiny_model: Model) -> Callable[..., Request]:
 
 
 def run_on(store: Store, folder: Path) -> Run:
-    return Run(store, folder, tiny.launch(threads=1, devices=None, lease_seconds=60), Nowhere(), remake_corrupt=False)
+    return Run(store, folder, tiny.launch(threads=1, devices=None, lease_seconds=60), Logs({}), remake_corrupt=False)
 
 
 def pool_of(store: Store, pool: str, n: int, model: Model, folder: Path) -> tuple[Samples, Rewards]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sweetspot.exchange import check, exporting, importing, inventory, show
 from sweetspot.launch import Launch, WorkerError
-from sweetspot.logger import Nowhere
+from sweetspot.logger import Logs
 from sweetspot.model import EMBEDDED, Model
 from sweetspot.stages.prepare import embedded_folder
 from sweetspot.stages.run import Run
@@ -216,7 +216,7 @@ def _import(root: Path, asked: argparse.Namespace) -> int:
     )
     if model.path == EMBEDDED:
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(store, Path(folder), _one_worker(), Nowhere(), remake_corrupt=False)
+            run = Run(store, Path(folder), _one_worker(), Logs({}), remake_corrupt=False)
             model = model.at(embedded_folder(run))
     fields = {part: getattr(asked, f"{part}_field") for part in ("prompt", "responses", "rewards")}
     request = importing.Request(asked.files, fields, model, asked.seed, asked.rendered, asked.skip_bad_rows)

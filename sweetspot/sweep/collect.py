@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from sweetspot.manifest import flat_metrics
 from sweetspot.report import write_sweep
 from sweetspot.sweep import folder as folders
+from sweetspot.sweep import summary
 from sweetspot.sweep.folder import Job, Sweep
 from sweetspot.sweep.forecast import STAGES
 from sweetspot.sweep.outcome import Outcome
@@ -44,7 +45,7 @@ def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
 
 def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     """Write the table into the folder: sweep.parquet has every number, sweep.md those of the last round's pairs, and
-    sweep.html results, failures and times."""
+    sweep.html results, failures and times. Jobs that are logged to W&B get a summary there (`summary`)."""
     table = rows(sweep, found)
     names = list(dict.fromkeys(name for row in table for name in row))
     columns = {name: [row.get(name) for row in table] for name in names}
@@ -55,10 +56,14 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     scratch = page.with_suffix(".part")
     scratch.write_text(markdown(SHOWN, table))
     scratch.replace(page)
-    return [parquet, page, _report(sweep, found)]
+    facts, jobs = _contents(sweep, found)
+    written = [parquet, page, write_sweep(sweep.folder / "sweep.html", facts, jobs)]
+    summary.send(sweep, table, facts, jobs)
+    return written
 
 
-def _report(sweep: Sweep, found: Mapping[int, Outcome]) -> Path:
+def _contents(sweep: Sweep, found: Mapping[int, Outcome]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What sweep.html shows of the sweep and of its jobs."""
     expected = folders.read_forecast(sweep.folder)
     taken = stage_seconds(sweep, expected[0]) if expected else None
     seconds = {name: (each, taken[name]) for name, each in expected[1].items()} if expected and taken else None
@@ -74,7 +79,7 @@ def _report(sweep: Sweep, found: Mapping[int, Outcome]) -> Path:
                     "manifest": json.loads(manifest.read_text()) if manifest.exists() else None,
                 }
             )
-    return write_sweep(sweep.folder / "sweep.html", facts, jobs)
+    return facts, jobs
 
 
 def _log(sweep: Sweep, job: Job) -> str:
