@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from rich.console import Console
-from rich.markup import escape
 
 from sweetspot import logger as loggers
 from sweetspot import manifest as manifests
@@ -38,10 +37,11 @@ from sweetspot.sampler import Sampler
 from sweetspot.sft import SftModel
 from sweetspot.stages import Run, Subject
 from sweetspot.stopping import REQUEUE, Stopped, listen
-from sweetspot.store import Store, StoreError
+from sweetspot.store import StoreError, opened
 from sweetspot.sweep.launcher import Local, Slurm, SubmititLocal
 from sweetspot.sweep.launching import SweepError
 from sweetspot.sweep.points import run_name, sweep_name
+from sweetspot.visible import one_line, visible
 
 WANTS_TRACE = os.environ.get("HYDRA_FULL_ERROR") == "1"
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, WorkerError, StoreError, SweepError, OSError)
@@ -75,11 +75,9 @@ class Settings:
     remake_corrupt: bool
 
     def __post_init__(self) -> None:
-        kinds = {"data": (self.data, Data), "reward_model": (self.reward_model, RewardModel)}
-        logging = {f"logger.{name}": (one, loggers.Logger) for name, one in self.logger.items()}
-        for name, (one, kind) in {**kinds, **logging}.items():
-            if not isinstance(one, kind):
-                raise ValueError(f"{name} must be a {kind.__name__}, got {type(one).__name__}")
+        for name, kind in (("data", Data), ("reward_model", RewardModel)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be a {kind.__name__}, got {type(getattr(self, name)).__name__}")
         for name, one in {"eval": self.eval, **self.also}.items():
             if not isinstance(one, EVALUATIONS):
                 raise ValueError(f"{name} must be an evaluation, got {type(one).__name__}")
@@ -190,14 +188,14 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
         )
     told += stages.cautions(settings.strategy, settings.n_samples, prompts.duplicates)
     told += stages.check(evaluations)
-    store = _open_store(settings.store)
+    store = opened(settings.store)
     if node := ranks.node(settings.launch):  # it helps to sample, score and train, and leaves the rest to node 0
         nothing: dict[str, Any] = {"warnings": [], "rounds": [], "evaluations": []}
         run = Run(store, folder / f"node-{node}", settings.launch, loggers.Logs({}), False)
         _stages(settings, {}, prompts, run, nothing)
         return folder
     for warning in told:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+        console.print(f"warning: {visible(warning)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     logs = loggers.open_all(settings.logger, folder, config, folder.name, told)
     run = Run(store, folder, settings.launch, logs, settings.remake_corrupt)
     stages.try_judges(evaluations, run)
@@ -212,7 +210,7 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
         logs.close(manifests.flat_metrics(manifest), [written, *pages])
         manifests.write(written, manifest)  # with what closing the logs had to tell
     console.print(report.summary(manifest))
-    console.print(f"report    {pages[0]}\nmanifest  {written}", highlight=False, soft_wrap=True)
+    console.print(f"report    {pages[0]}\nmanifest  {written}", markup=False, highlight=False, soft_wrap=True)
     return written
 
 
@@ -272,18 +270,11 @@ def _stages(
         facts["warnings"] += [line for line in [result.metrics.get("order_warning")] if line]
 
 
-def _open_store(place: str) -> Store:
-    try:
-        return Store(Path(place))
-    except OSError as error:
-        raise ValueError(f"store must be a folder that can be written, got {place} ({error.strerror})") from None
-
-
 def _tell(error: Exception) -> NoReturn:
     """End with the error as one line, or with its whole trace where HYDRA_FULL_ERROR=1 asks for it."""
     if WANTS_TRACE:
         raise error
-    sys.exit(f"error: {' '.join(str(error).split())}")
+    sys.exit(f"error: {one_line(str(error))}")
 
 
 if __name__ == "__main__":

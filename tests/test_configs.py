@@ -170,7 +170,6 @@ def test_the_paper_s_21_pairs_build_from_overrides() -> None:
         ),
         (["logger=wandb", "logger.wandb.mode=of"], ["logger.wandb.mode", "'offline'", "got 'of'"]),
         (["logger=wandb", "logger.wandb.table_rows=0"], ["logger.wandb.table_rows", "got 0"]),
-        (["+logger.more=5"], ["logger.more must be a Logger", "got int"]),
         (["+also.more=5"], ["more must be an evaluation", "got int"]),
         (["eval=alpaca_eval_2", "eval.judge.base_url=nowhere"], ["base_url must start with http", "got nowhere"]),
         (["eval=alpaca_eval_2", "eval.limit=0"], ["eval.limit", "got 0"]),

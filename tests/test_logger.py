@@ -123,6 +123,11 @@ def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         check({"wandb": wandb_logger()})
 
 
+def test_what_is_no_logger_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"logger.more must be a Logger, got int"):
+        check({"more": 5})  # pyright: ignore
+
+
 @pytest.mark.usefixtures("no_key")
 def test_a_missing_package_is_refused_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
@@ -401,7 +406,7 @@ def test_nothing_private_is_in_what_wandb_keeps(tmp_path: Path, monkeypatch: pyt
 
 
 def test_paths_hosts_and_texts_are_taken_out_and_words_stay() -> None:
-    hidden = Private(("system_prompt",), ("secretsecret",), ("/home/al",), ("vm1",), ("al",))
+    hidden = Private(("system_prompt",), ("secretsecret",), (), ("/home/al",), ("vm1",), ("al",))
     for before, after in {
         "/home/al/a b/c d": "…/c d",
         "/home/al": "…",
@@ -422,7 +427,7 @@ def test_paths_hosts_and_texts_are_taken_out_and_words_stay() -> None:
 
 
 def test_the_name_of_a_run_has_no_private_value_and_stays_unique() -> None:
-    hidden = Private(("system_prompt",), (), ("/home/al",), (), ("al",))
+    hidden = Private(("system_prompt",), (), (), ("/home/al",), (), ("al",))
     config = {"model.path": "/data/al/llama", "strategy.chosen": "max", "model.system_prompt": "Be nice"}
     name = point_name(["strategy.chosen=max", "model.path=/data/al/llama", "model.system_prompt=Be nice"])
     assert hidden.name("strategy.chosen=max", config) == "strategy.chosen=max"

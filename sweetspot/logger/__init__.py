@@ -114,12 +114,14 @@ def open_all(
 
 
 def check(loggers: Mapping[str, Logger]) -> None:
-    """Have every logger look for what the user has to put right.
+    """Have every logger look for what the user has to put right. What is no logger is refused as well.
 
     Raises:
         ValueError: one line.
     """
-    for logger in loggers.values():
+    for name, logger in loggers.items():
+        if not isinstance(logger, Logger):
+            raise ValueError(f"logger.{name} must be a Logger, got {type(logger).__name__}")
         logger.check()
 
 

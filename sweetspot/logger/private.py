@@ -6,9 +6,11 @@ import re
 import socket
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from markupsafe import escape
 
 HIDDEN = "…"
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
@@ -25,7 +27,8 @@ class Private:
 
     Attributes:
         keys: of mappings, whose texts are taken out whole.
-        words: values of secret variables and private texts, taken out wherever they occur.
+        words: values of secret variables and private texts, taken out wherever they occur, as in HTML too.
+        places: values of the configuration that hold a path, and what is left of each.
         folders: of this user, taken out wherever they occur.
         hosts: names of this machine, taken out as whole words.
         users: folder names that tell who runs it.
@@ -33,6 +36,7 @@ class Private:
 
     keys: tuple[str, ...]
     words: tuple[str, ...]
+    places: tuple[tuple[str, str], ...]
     folders: tuple[str, ...]
     hosts: tuple[str, ...]
     users: tuple[str, ...]
@@ -57,7 +61,10 @@ class Private:
 
     def known(self, value: str) -> str:
         """The text without secrets, private texts, the folders of this user and the machine's names."""
-        value = _without(value, (*self.words, *self.folders))
+        value = _without(value, self.words)
+        for place, left in self.places:
+            value = value.replace(place, left).replace(str(escape(place)), left)
+        value = _without(value, self.folders)
         for host in self.hosts:
             value = re.sub(rf"(?<![\w-]){re.escape(host)}(?![\w-])", HIDDEN, value)
         return value
@@ -86,24 +93,28 @@ class Private:
         return HIDDEN if not last or last in (*self.users, HIDDEN) else self.known(f"{HIDDEN}/{last}")
 
 
-def private(config: Mapping[str, Any], text: bool) -> Private:
+def private(config: Mapping[str, Any], text: bool, withheld: Iterable[str] = ()) -> Private:
     """What must not leave this machine, by its environment and a flat configuration.
 
     Args:
         config: flat.
         text: whether texts of conversations may leave it.
+        withheld: further texts that may not.
     """
     secrets = [value for name, value in os.environ.items() if SECRET.search(name)]
     texts = [] if text else [value for key, value in config.items() if key.rpartition(".")[2] in TEXTS and value]
     folders = [str(place) for place in (Path.home(), Path.cwd(), tempfile.gettempdir())]
     hosts = {socket.gethostname(), socket.getfqdn()} - {"localhost"}
-    return Private(
+    found = Private(
         keys=() if text else (*TEXTS, *(["command"] if texts else [])),  # the command repeats them, quoted somehow
-        words=_longest_first(word for word in (*secrets, *texts) if len(word) >= SHORTEST),
+        words=_longest_first(word for word in (*secrets, *texts, *withheld) if len(word) >= SHORTEST),
+        places=(),
         folders=_longest_first(one for one in folders if one != "/"),
         hosts=_longest_first(hosts),
         users=(Path.home().name, *(os.environ[name] for name in ("USER", "LOGNAME") if os.environ.get(name))),
     )
+    values = _longest_first(one for one in config.values() if isinstance(one, str) and len(one) >= SHORTEST)
+    return replace(found, places=tuple((one, left) for one in values if (left := found.text(one)) != one))
 
 
 def flat(config: Any, at: str = "") -> dict[str, Any]:
@@ -120,7 +131,7 @@ def _longest_first(words: Iterable[str]) -> tuple[str, ...]:
 
 def _without(value: str, words: Iterable[str]) -> str:
     for word in words:
-        value = value.replace(word, HIDDEN)
+        value = value.replace(word, HIDDEN).replace(str(escape(word)), HIDDEN)
     return value
 
 

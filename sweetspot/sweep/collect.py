@@ -56,14 +56,12 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     scratch = page.with_suffix(".part")
     scratch.write_text(markdown(SHOWN, table))
     scratch.replace(page)
-    facts, jobs = _contents(sweep, found)
-    written = [parquet, page, write_sweep(sweep.folder / "sweep.html", facts, jobs)]
-    summary.send(sweep, table, facts, jobs)
+    written = [parquet, page, _report(sweep, found)]
+    summary.send(sweep, table, written[-1])
     return written
 
 
-def _contents(sweep: Sweep, found: Mapping[int, Outcome]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What sweep.html shows of the sweep and of its jobs."""
+def _report(sweep: Sweep, found: Mapping[int, Outcome]) -> Path:
     expected = folders.read_forecast(sweep.folder)
     taken = stage_seconds(sweep, expected[0]) if expected else None
     seconds = {name: (each, taken[name]) for name, each in expected[1].items()} if expected and taken else None
@@ -79,7 +77,7 @@ def _contents(sweep: Sweep, found: Mapping[int, Outcome]) -> tuple[dict[str, Any
                     "manifest": json.loads(manifest.read_text()) if manifest.exists() else None,
                 }
             )
-    return facts, jobs
+    return write_sweep(sweep.folder / "sweep.html", facts, jobs)
 
 
 def _log(sweep: Sweep, job: Job) -> str:
