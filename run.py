@@ -151,7 +151,7 @@ def main(config: DictConfig) -> None:
     try:
         _run(config, folder)
     except Exception as error:
-        (folder / "error.txt").write_text(traceback.format_exc())
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         if isinstance(error, USER_ERRORS):
             _tell(error)
         raise

@@ -10,27 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+from sweetspot.exchange import command
 from sweetspot.schema import PAIRS
 from sweetspot.stages.logged import SIDES
 from sweetspot.store import read_tile
+from tests.hostile import HOSTILE, STEERING
 from tests.test_logger import ROOT, history, records
 
 pytestmark = pytest.mark.slow
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 SIZES, STRATEGIES = (4, 6, 8), ("max_min", "random", "mu_minus_2sigma")
 NAMES = ["rewards/reward", "rewards/z", *(f"pairs/{side}_{what}" for what in ("reward", "z") for side in SIDES)]
-HOSTILE = {
-    "HTML": "Rosebud <script>alert(1)</script><img src=x onerror=alert(1)>",
-    "markdown": "Rosebud **bold** [link](javascript:alert(1)) | cell | `code`\n\n# Heading",
-    "markup": "Rosebud [bold]bold[/bold] [/] [link=file:///x]y[/link]",
-    "escapes": "Rosebud \x1b[31mred\x1b[0m \x1b]0;title\x07 \x08\x00 \x9b2J",
-    "direction": "Rosebud \u202egnp.exe \u2066x\u2069 \u200f",
-    "separators": "Rosebud \u2028 \u2029 \x85 \x0c \x1e",
-    "one word": "Rosebud" + "x" * 100_000,
-    "emoji": "Rosebud \U0001f600",
-}
 
 
 @dataclass(frozen=True)
@@ -191,9 +184,24 @@ def test_nothing_private_is_in_any_offline_file(swept: Swept) -> None:
             assert word.encode() not in data, (word, path)
 
 
-def test_hostile_prompts_reach_the_pairs_as_they_are(swept: Swept) -> None:
-    shown = {row["messages"][-1]["content"] for row in pairs_of(swept, "n_samples=8,strategy=max_min").to_pylist()}
-    assert {text for name, text in HOSTILE.items() if name != "one word"} <= shown
+def test_hostile_prompts_reach_the_pairs_and_their_export_as_they_are(swept: Swept, tmp_path: Path) -> None:
+    job = "n_samples=8,strategy=max_min"
+    wanted = {text for name, text in HOSTILE.items() if name != "one word"}
+    assert wanted <= {row["messages"][-1]["content"] for row in pairs_of(swept, job).to_pylist()}
+    key = json.loads((swept.folder / job / "manifest.json").read_text())["rounds"][0]["pairs"]["key"]
+    for flag in ([], ["--jsonl"]):
+        assert (
+            command.main(["--store", str(swept.store), "export", "pairs", key, str(tmp_path / f"out{flag}"), *flag])
+            == 0
+        )
+    lines = (tmp_path / "out['--jsonl']" / "pairs.jsonl").read_bytes().split(b"\n")[:-1]
+    for rows in (pq.read_table(tmp_path / "out[]" / "pairs.parquet").to_pylist(), [json.loads(line) for line in lines]):
+        assert wanted <= {row["prompt"][-1]["content"] for row in rows}
+
+
+def test_what_a_sweep_of_hostile_prompts_prints_is_plain(swept: Swept) -> None:
+    assert "9 done" in swept.said
+    assert not [one for one in STEERING if one in swept.said]
 
 
 def pairs_of(swept: Swept, job: str) -> Any:

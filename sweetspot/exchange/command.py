@@ -14,6 +14,7 @@ from sweetspot.model import EMBEDDED, Model
 from sweetspot.stages.prepare import embedded_folder
 from sweetspot.stages.run import Run
 from sweetspot.store import Store, StoreError
+from sweetspot.visible import one_line
 
 HOUR, DAY = 3600.0, 86400.0
 LEASE = 300.0  # seconds that the lease on a converted model lives without a heartbeat
@@ -69,9 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Store(root)
         return asked.run(root, asked)
     except importing.RefusedRowsError as error:
-        sys.stderr.write("\n".join([f"error: {error}", *(f"  {line}" for line in error.lines)]) + "\n")
+        lines = [f"error: {one_line(str(error))}", *(f"  {one_line(line)}" for line in error.lines)]
+        sys.stderr.write("\n".join(lines) + "\n")
     except (ValueError, StoreError, WorkerError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {one_line(str(error))}\n")
     return 1
 
 

@@ -28,7 +28,7 @@ class Private:
     Attributes:
         keys: of mappings, whose texts are taken out whole.
         words: values of secret variables and private texts, taken out wherever they occur, as in HTML too.
-        places: values of the configuration that hold a path, and what is left of each.
+        places: values of the configuration that are a path or an address, and what is left of each.
         folders: of this user, taken out wherever they occur.
         hosts: names of this machine, taken out as whole words.
         users: folder names that tell who runs it.
@@ -113,7 +113,7 @@ def private(config: Mapping[str, Any], text: bool, withheld: Iterable[str] = ())
         hosts=_longest_first(hosts),
         users=(Path.home().name, *(os.environ[name] for name in ("USER", "LOGNAME") if os.environ.get(name))),
     )
-    values = _longest_first(one for one in config.values() if isinstance(one, str) and len(one) >= SHORTEST)
+    values = _longest_first(one for one in config.values() if isinstance(one, str) and re.match(r"[~/]|\w+://", one))
     return replace(found, places=tuple((one, left) for one in values if (left := found.text(one)) != one))
 
 

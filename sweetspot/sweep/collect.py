@@ -16,6 +16,7 @@ from sweetspot.sweep import summary
 from sweetspot.sweep.folder import Job, Sweep
 from sweetspot.sweep.forecast import STAGES
 from sweetspot.sweep.outcome import Outcome
+from sweetspot.visible import in_markdown, visible
 
 SHOWN = ("job", "standing", "reason", "kept", "chosen_z", "rejected_z", "margin", "log")
 OTHERS = {"select": "start and end", "sft": "prepare"}
@@ -34,7 +35,7 @@ def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
             "number": job.number,
             "overrides": " ".join(job.overrides),
             "standing": found[job.number].standing,
-            "reason": found[job.number].reason,
+            "reason": visible(found[job.number].reason),
             "log": _log(sweep, job),
             **_numbers(sweep.path(job) / "manifest.json"),
         }
@@ -54,7 +55,7 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     pq.write_table(pa.table(columns), scratch)
     scratch.replace(parquet)
     scratch = page.with_suffix(".part")
-    scratch.write_text(markdown(SHOWN, table))
+    scratch.write_text(markdown(SHOWN, table), encoding="utf-8")
     scratch.replace(page)
     written = [parquet, page, _report(sweep, found)]
     summary.send(sweep, table, written[-1])
@@ -136,4 +137,4 @@ def _line(cells: Sequence[str]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+    return f"{value:.4g}" if isinstance(value, float) else in_markdown(str(value))
