@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from rich.console import Console
 
+from sweetspot import logger as loggers
 from sweetspot import manifest as manifests
 from sweetspot import provenance, ranks, report, stages
 from sweetspot.budget import Adaptive
@@ -31,17 +32,17 @@ from sweetspot.data import Data, Imported, Prompts
 from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.eval import EVALUATIONS, HeldOut, NoEvaluation, RewardBench
 from sweetspot.launch import Launch, WorkerError
-from sweetspot.logger import Logger, NoLogger
 from sweetspot.model import Model
 from sweetspot.reward_model import ImportedReward, RewardModel
 from sweetspot.sampler import Sampler
 from sweetspot.sft import SftModel
 from sweetspot.stages import Run, Subject
 from sweetspot.stopping import REQUEUE, Stopped, listen
-from sweetspot.store import Store, StoreError
+from sweetspot.store import StoreError, opened
 from sweetspot.sweep.launcher import Local, Slurm, SubmititLocal
 from sweetspot.sweep.launching import SweepError
 from sweetspot.sweep.points import run_name, sweep_name
+from sweetspot.visible import one_line, visible
 
 WANTS_TRACE = os.environ.get("HYDRA_FULL_ERROR") == "1"
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, WorkerError, StoreError, SweepError, OSError)
@@ -63,7 +64,7 @@ class Settings:
     deepspeed: DeepSpeed
     eval: Any
     also: dict[str, Any]
-    logger: Any
+    logger: dict[str, Any]
     launch: Launch
     launcher: Local | SubmititLocal | Slurm
     n_samples: int = Field(ge=2)
@@ -75,7 +76,7 @@ class Settings:
     remake_corrupt: bool
 
     def __post_init__(self) -> None:
-        for name, kind in (("data", Data), ("reward_model", RewardModel), ("logger", Logger)):
+        for name, kind in (("data", Data), ("reward_model", RewardModel)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} must be a {kind.__name__}, got {type(getattr(self, name)).__name__}")
         for name, one in {"eval": self.eval, **self.also}.items():
@@ -153,7 +154,7 @@ def main(config: DictConfig) -> None:
     try:
         _run(config, folder)
     except Exception as error:
-        (folder / "error.txt").write_text(traceback.format_exc())
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         if isinstance(error, USER_ERRORS):
             _tell(error)
         raise
@@ -180,6 +181,7 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
         The manifest's path. A run that stops at an error leaves a manifest of the stages that it finished.
     """
     console, started = Console(), datetime.now(UTC)
+    loggers.check(settings.logger)
     settings.launch.workers(settings.sampler.group)  # devices that are not there are told before anything is made
     training = settings.dpo, settings.deepspeed, settings.launch
     told = stages.check_training(*training) if settings.reaches("train") else []
@@ -191,28 +193,29 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
         )
     told += stages.cautions(settings.strategy, settings.n_samples, prompts.duplicates)
     told += stages.check(evaluations)
-    store = _open_store(settings.store)
+    store = opened(settings.store)
     if node := ranks.node(settings.launch):  # it helps to sample, score and train, and leaves the rest to node 0
         nothing: dict[str, Any] = {"warnings": [], "rounds": [], "evaluations": []}
-        run = Run(store, folder / f"node-{node}", settings.launch, NoLogger().open(folder, {}, ""), False)
+        run = Run(store, folder / f"node-{node}", settings.launch, loggers.Logs({}), False)
         _stages(settings, {}, prompts, run, nothing)
         return folder
-    sink = settings.logger.open(folder, dict(config), folder.name)
-    run = Run(store, folder, settings.launch, sink, settings.remake_corrupt)
+    for warning in told:
+        console.print(f"warning: {visible(warning)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    logs = loggers.open_all(settings.logger, folder, config, folder.name, told)
+    run = Run(store, folder, settings.launch, logs, settings.remake_corrupt)
     stages.try_judges(evaluations, run)
     written = folder / "manifest.json"
     facts: dict[str, Any] = {"warnings": told, "rounds": [], "evaluations": []}
-    for warning in facts["warnings"]:
-        console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
     try:
         _stages(settings, evaluations, prompts, run, facts)
     finally:
         manifest = {**manifests.of_run(run, config, command, started), **facts}
         manifests.write(written, manifest)
-        sink.close(manifests.flat_metrics(manifest))
-    page = report.write(written)
+        pages = [] if sys.exc_info()[0] else [report.write(written)]
+        logs.close(manifests.flat_metrics(manifest), [written, *pages])
+        manifests.write(written, manifest)  # with what closing the logs had to tell
     console.print(report.summary(manifest))
-    console.print(f"report    {page}\nmanifest  {written}", highlight=False, soft_wrap=True)
+    console.print(f"report    {pages[0]}\nmanifest  {written}", markup=False, highlight=False, soft_wrap=True)
     return written
 
 
@@ -250,10 +253,12 @@ def _stages(
         if not settings.reaches("score"):
             return
         rewards = adaptive or stages.score(samples, reward_model, run)
+        stages.log_rewards(rewards, run)
         found["rewards"] = manifests.of_rewards(rewards, str(_choices().get("reward_model", "selecting")))
         if not settings.reaches("select"):
             return
         pairs = stages.select(rewards, settings.strategy, settings.ignore_duplicates, run)
+        stages.log_pairs(pairs, run)
         found["pairs"] = manifests.of_pairs(pairs, settings.strategy)
         if not settings.reaches("train"):
             return
@@ -270,18 +275,11 @@ def _stages(
         facts["warnings"] += [line for line in [result.metrics.get("order_warning")] if line]
 
 
-def _open_store(place: str) -> Store:
-    try:
-        return Store(Path(place))
-    except OSError as error:
-        raise ValueError(f"store must be a folder that can be written, got {place} ({error.strerror})") from None
-
-
 def _tell(error: Exception) -> NoReturn:
     """End with the error as one line, or with its whole trace where HYDRA_FULL_ERROR=1 asks for it."""
     if WANTS_TRACE:
         raise error
-    sys.exit(f"error: {' '.join(str(error).split())}")
+    sys.exit(f"error: {one_line(str(error))}")
 
 
 if __name__ == "__main__":

@@ -19,4 +19,5 @@ The floors; an import only points down:
     component, schema, store, lease, launch, ranks, progress, logger, model
     devices, stopping
     strategy, statistics, distribution, budget, duplicates, losses
+    visible
 """

@@ -240,6 +240,16 @@ def turns_of(turns: Any, where: str) -> list[dict[str, str]]:
             raise ValueError(
                 f"{where}: a message must have a role of {', '.join(ROLES)} and text, got {str(turn)[:80]}"
             )
-        if re.search("[\ud800-\udfff]", turn["content"]):
-            raise ValueError(f"{where}: a message must be text in Unicode, got half of a surrogate pair")
+        check_unicode(where, turn["content"])
     return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+
+def check_unicode(where: str, *texts: str) -> None:
+    """Nothing for texts that UTF-8 can hold. Half of a surrogate pair, as a JSON file may write it, is refused: no
+    table can store it, and what stood for it would be another prompt.
+
+    Raises:
+        ValueError: naming where the text stands.
+    """
+    if any(re.search("[\ud800-\udfff]", text) for text in texts):
+        raise ValueError(f"{where}: a text must be Unicode, got half of a surrogate pair")

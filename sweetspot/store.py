@@ -88,6 +88,19 @@ class Store:
             shutil.rmtree(scratch)
 
 
+def opened(place: str) -> Store:
+    """The store in a folder that the user named.
+
+    Raises:
+        ValueError: in one line, when it cannot be made there.
+        StoreError: as `Store`.
+    """
+    try:
+        return Store(Path(place))
+    except OSError as error:
+        raise ValueError(f"store must be a folder that can be written, got {place} ({error.strerror})") from None
+
+
 def _open_files(folder: Path) -> None:
     """Let all who may read the folder read the files in it: weights are written for their owner alone."""
     readers = folder.stat().st_mode & 0o444

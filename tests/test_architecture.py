@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
+    ["visible"],
     ["component", "strategy", "losses", "progress", "duplicates", "statistics", "provenance", "devices", "stopping"],
     ["schema", "store", "launch", "logger", "model", "distribution", "budget"],
     ["lease", "ranks"],

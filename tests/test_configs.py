@@ -101,6 +101,14 @@ def test_further_evaluations_are_named_on_the_command_line() -> None:
     assert list(settings("+eval@also.x=alpaca_eval_2", "until=train").evaluations("held_out")) == []
 
 
+def test_a_run_has_one_logger_or_several_or_none() -> None:
+    assert list(settings().logger) == ["jsonl"]
+    assert list(settings("logger=wandb").logger) == ["wandb"]
+    assert sorted(settings("logger=[wandb,jsonl]", "logger.wandb.project=mine").logger) == ["jsonl", "wandb"]
+    assert settings("logger=[wandb,jsonl]", "logger.wandb.project=mine").logger["wandb"].project == "mine"
+    assert settings("logger=none").logger == settings("logger=[]").logger == {}
+
+
 def test_the_paper_s_21_pairs_build_from_overrides() -> None:
     for chosen, rejected in paper_pairs():
         built = settings(f"strategy.chosen={chosen}", f"strategy.rejected={rejected}")
@@ -160,6 +168,8 @@ def test_the_paper_s_21_pairs_build_from_overrides() -> None:
             ["sampler.budget=adaptive", "sampler.mean_samples=24", "n_samples=32", "until=sample"],
             ["until must be score or later", "got sample"],
         ),
+        (["logger=wandb", "logger.wandb.mode=of"], ["logger.wandb.mode", "'offline'", "got 'of'"]),
+        (["logger=wandb", "logger.wandb.table_rows=0"], ["logger.wandb.table_rows", "got 0"]),
         (["+also.more=5"], ["more must be an evaluation", "got int"]),
         (["eval=alpaca_eval_2", "eval.judge.base_url=nowhere"], ["base_url must start with http", "got nowhere"]),
         (["eval=alpaca_eval_2", "eval.limit=0"], ["eval.limit", "got 0"]),

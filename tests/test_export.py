@@ -135,5 +135,5 @@ def test_the_lineage_of_an_imported_pool_names_the_file_and_its_digest(
     facts = json.loads(capsys.readouterr().out)
     assert command.main([*store, "export", "rewards", facts["rewards"], str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"source: `a.jsonl`, SHA-256 `{facts['sources'][0]['sha256']}`" in card
+    assert f"source: a.jsonl, SHA-256 {facts['sources'][0]['sha256']}" in card
     assert "imported: 2 responses to 1 prompts" in card

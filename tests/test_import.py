@@ -16,7 +16,7 @@ from sweetspot.exchange import command
 from sweetspot.exchange.importing import RefusedRowsError, Request, import_pool
 from sweetspot.exchange.rows import BadRow, Fields, Row, fields_of, rows_of
 from sweetspot.exchange.tokens import load
-from sweetspot.logger import Nowhere
+from sweetspot.logger import Logs
 from sweetspot.model import Model, load_tokenizer, prompt_ids
 from sweetspot.reward_model import ImportedReward
 from sweetspot.schema import PROMPTS, SAMPLES, prompt_id
@@ -50,7 +50,7 @@ def request_for(tiny_model: Model) -> Callable[..., Request]:
 
 
 def run_on(store: Store, folder: Path) -> Run:
-    return Run(store, folder, tiny.launch(threads=1, devices=None, lease_seconds=60), Nowhere(), remake_corrupt=False)
+    return Run(store, folder, tiny.launch(threads=1, devices=None, lease_seconds=60), Logs({}), remake_corrupt=False)
 
 
 def pool_of(store: Store, pool: str, n: int, model: Model, folder: Path) -> tuple[Samples, Rewards]:
@@ -139,7 +139,7 @@ GOOD = {"prompt": "Who?", "responses": ["a", "b"], "rewards": [1, 2]}
         ({**GOOD, "rewards": [1e39, 1]}, "rewards[0] must be a finite number, got 1e+39"),  # infinite as float32
         ({**GOOD, "rewards": [True, 1]}, "rewards[0] must be a finite number, got True"),
         ({**GOOD, "rewards": ["1", 1]}, "rewards[0] must be a finite number, got '1'"),
-        ({**GOOD, "responses": ["\ud800", "b"]}, "the text must be Unicode, got half of a surrogate pair"),
+        ({**GOOD, "responses": ["\ud800", "b"]}, "a text must be Unicode, got half of a surrogate pair"),
         ({**GOOD, "prompt": ""}, "the last message must be the user's and not empty"),
         ({**GOOD, "prompt": 7}, "the prompt must be text or a list of messages, got 7"),
         ({**GOOD, "prompt": [{"role": "assistant", "content": "x"}]}, "the last message must be the user's"),

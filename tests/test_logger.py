@@ -2,22 +2,34 @@
 
 import json
 import os
+import resource
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from sweetspot.component import build
-from sweetspot.logger import JsonlLogger, NoLogger, WandbLogger
+from sweetspot.component import build, to_config
+from sweetspot.logger import Logs, check, open_all
+from sweetspot.logger.jsonl import JsonlLogger
+from sweetspot.logger.private import Private
+from sweetspot.logger.wandb_logger import WandbLogger, WandbRun
+from sweetspot.sweep.points import point_name
 
+ROOT = Path(__file__).parent.parent
 BLOCK = 32 * 1024
 CONFIG = {"n_samples": 16, "strategy": {"chosen": "max", "rejected": "mu-2sigma"}}
 
 
 def wandb_logger(**changed: Any) -> WandbLogger:
-    return WandbLogger(**{"project": "p", "entity": None, "mode": "auto", "group": None, "tags": [], **changed})
+    settings = {"project": "p", "entity": None, "mode": "auto", "group": None, "tags": [], "text": False}
+    return WandbLogger(**{**settings, "table_rows": 2, "timeout_seconds": 60.0, **changed})
 
 
 @pytest.fixture
@@ -35,10 +47,13 @@ def test_jsonl_has_the_config_every_metric_in_order_and_the_summary(tmp_path: Pa
     sink = JsonlLogger().open(tmp_path, CONFIG, "first")
     sink.log({"step": 1, "loss": 0.69})
     sink.log({"stage/sample/made": 4})
-    sink.close({"evaluation/difference": 0.2})
-    start, step, stage, finish = lines(tmp_path)
+    sink.histogram("rewards/z", np.array([[0.0, 64.0], [np.nan, 0.5]]))
+    sink.close({"evaluation/difference": 0.2}, [])
+    start, step, stage, histogram, finish = lines(tmp_path)
     assert (start["event"], start["name"], start["config"]) == ("start", "first", CONFIG)
     assert (step["step"], step["loss"], stage["stage/sample/made"]) == (1, 0.69, 4)
+    assert (histogram["histogram"], histogram["counts"]) == ("rewards/z", [2, *[0] * 62, 1])
+    assert histogram["edges"] == list(range(65))
     assert finish["summary"] == {"evaluation/difference": 0.2}
     assert start["time"] <= step["time"] <= stage["time"] <= finish["time"]
 
@@ -56,10 +71,10 @@ def test_jsonl_writes_nan_and_infinity_as_null(tmp_path: Path) -> None:
     assert (lines(tmp_path)[1]["loss"], lines(tmp_path)[1]["grad_norm"]) == (None, None)
 
 
-def test_no_logger_leaves_no_file(tmp_path: Path) -> None:
-    sink = NoLogger().open(tmp_path, CONFIG, "run")
-    sink.log({"loss": 1.0})
-    sink.close({})
+def test_without_a_logger_there_is_no_file(tmp_path: Path) -> None:
+    logs = open_all({}, tmp_path, CONFIG, "run", [])
+    logs.log({"loss": 1.0})
+    logs.close({}, [])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -72,6 +87,7 @@ def test_no_logger_leaves_no_file(tmp_path: Path) -> None:
         ("auto", {"WANDB_MODE": "disabled"}, "disabled"),
         ("offline", {"WANDB_API_KEY": "k"}, "offline"),
         ("online", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "online"),
+        ("auto", {"WANDB_MODE": "dryrun"}, "offline"),
     ],
 )
 @pytest.mark.usefixtures("no_key")
@@ -92,15 +108,33 @@ def test_a_key_in_netrc_counts_for_its_host_only(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("no_key")
-def test_online_without_a_key_is_refused_in_one_line_instead_of_asking(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"logger.mode must be auto or offline without a W&B key .*, got online"):
-        wandb_logger(mode="online").open(tmp_path, {}, "run")
+def test_online_without_a_key_is_refused_in_one_line_instead_of_asking() -> None:
+    with pytest.raises(ValueError, match=r"logger.wandb.mode must be auto or offline without a W&B key .*, got online"):
+        check({"wandb": wandb_logger(mode="online")})
 
 
-def test_an_unknown_mode_is_refused() -> None:
-    config = {"project": "p", "entity": None, "mode": "of", "group": None, "tags": []}
+@pytest.mark.usefixtures("no_key")
+def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**to_config(wandb_logger()), "mode": "of"}
     with pytest.raises(ValueError, match=r"logger.mode: must be 'auto', 'online' or 'offline', got 'of'"):
-        build({"_target_": "sweetspot.logger.WandbLogger", **config}, "logger")
+        build(config, "logger")
+    monkeypatch.setenv("WANDB_MODE", "of")
+    with pytest.raises(ValueError, match=r"WANDB_MODE must be online, offline or disabled, got of"):
+        check({"wandb": wandb_logger()})
+
+
+def test_what_is_no_logger_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"logger.more must be a Logger, got int"):
+        check({"more": 5})  # pyright: ignore
+
+
+@pytest.mark.usefixtures("no_key")
+def test_a_missing_package_is_refused_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    monkeypatch.setattr(sys, "modules", {name: one for name, one in sys.modules.items() if name != "wandb"})
+    with pytest.raises(ValueError, match=r"wandb must be installed, got none; pip install 'sweetspot\[wandb\]'"):
+        check({"wandb": wandb_logger()})
 
 
 def records(path: Path) -> list[Any]:
@@ -139,17 +173,17 @@ STEPS = 1200  # enough for several blocks
 RUN = """
 import sys
 from pathlib import Path
-from sweetspot.logger import WandbLogger
-assert "wandb" not in sys.modules
+from tests.test_logger import wandb_logger
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])
-logger = WandbLogger(project="sweet", entity=None, mode="auto", group="sweep", tags=["tiny"])
+logger = wandb_logger(project="sweet", group="sweep", tags=["tiny"])
 config = {"n_samples": 16, "strategy": {"chosen": "max", "rejected": "mu-2sigma"}, "long": "x" * 40_000}
 sink = logger.open(folder, config, "first")
 sink.log({"stage/sample/made": 4, "stage/sample/seconds": 88.1})
 for step in range(1, steps + 1):
     sink.log({"step": step, "loss": 1 / step, "rewards/margin": step / 2})
 sink.log({"stage/train/made": 1})
-sink.close({"evaluation/difference": 0.25, "evaluation/low": float("nan")})
+sink.close({"evaluation/difference": 0.25, "evaluation/low": float("nan")}, [])
+assert "wandb" not in sys.modules
 """
 
 
@@ -163,6 +197,7 @@ def wandb_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     said = [
         subprocess.run(
             [sys.executable, "-c", RUN, str(folder), str(steps)],
+            cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -182,7 +217,7 @@ def test_wandb_offline_keeps_config_curve_stages_and_summary(wandb_runs: tuple[P
     run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
     assert (run.project, run.display_name, run.run_group, list(run.tags)) == ("sweet", "first", "sweep", ["tiny"])
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
-    assert config["strategy"] == {"chosen": "max", "rejected": "mu-2sigma"}
+    assert (config["strategy.chosen"], config["strategy.rejected"]) == ("max", "mu-2sigma")
     assert len(config["long"]) == 40_000
     rows = history(found)
     curve = [row for row in rows if "train/step" in row]
@@ -202,7 +237,7 @@ def test_wandb_plots_training_over_its_step_and_stages_over_their_number(wandb_r
     metrics = [record.metric for record in found if record.WhichOneof("record_type") == "metric"]
     assert {metric.glob_name: metric.step_metric for metric in metrics if metric.glob_name} == {
         "train/*": "train/step",
-        "stage/*": "stage/number",
+        **{f"{kind}/*": "stage/number" for kind in ("stage", "rewards", "pairs")},
     }
 
 
@@ -214,4 +249,189 @@ def test_a_resumed_wandb_run_keeps_its_id(wandb_runs: tuple[Path, str]) -> None:
 
 def test_wandb_says_in_one_line_where_the_metrics_are_and_how_to_send_them(wandb_runs: tuple[Path, str]) -> None:
     folder, said = wandb_runs
-    assert said == f"W&B: offline, send it later with: wandb sync {offline_files(folder)[0].parent}\n"
+    assert said == f"W&B: offline, send it later with: cd {folder} && wandb sync wandb/offline-run-*\n"
+
+
+SECRET = "0123456789abcdef0123456789abcdef01234567"
+
+
+def opened(folder: Path, config: dict[str, Any] | None = None, **changed: Any) -> tuple[Logs, WandbRun]:
+    """A run that is logged to W&B, and its sink."""
+    pytest.importorskip("wandb")
+    logs = open_all({"wandb": wandb_logger(mode="offline", **changed)}, folder, config or {}, "run", [])
+    sink = logs.sinks["wandb"]
+    assert isinstance(sink, WandbRun)
+    return logs, sink
+
+
+def the_core(of: int) -> int:
+    """The process of W&B's service, once there is one."""
+    for _ in range(600):
+        for child in (Path(f"/proc/{of}/task/{of}/children").read_text()).split():
+            if "wandb" in Path(f"/proc/{child}/comm").read_text() and (Path(f"/proc/{child}/cwd") / "wandb").exists():
+                return int(child)
+        time.sleep(0.05)
+    raise AssertionError("no service of W&B began")
+
+
+def test_a_log_that_fails_is_told_of_once_and_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON lines on a full device: the other log goes on, and nothing is raised."""
+    told: list[str] = []
+    logs = open_all({"full": JsonlLogger(), "kept": JsonlLogger()}, tmp_path, {}, "run", told)
+    logs.sinks["full"].path = Path("/dev/full")  # pyright: ignore
+    for step in (1, 2):
+        logs.log({"step": step})
+    logs.close({"made": 3}, [])
+    line = "logging to full ended: [Errno 28] No space left on device; the run goes on without it"
+    assert told == [line]
+    assert capsys.readouterr().err == f"warning: {line}\n"
+    assert [entry.get("step") for entry in lines(tmp_path)] == [None, None, 1, 2, None]
+
+
+def test_a_log_that_cannot_begin_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    told: list[str] = []
+    open_all({"jsonl": JsonlLogger()}, tmp_path, {}, "run", told).close({}, [])
+    assert len(told) == 1
+    assert told[0].startswith("logging to jsonl ended: [Errno 21] Is a directory")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("core is killed", "the run goes on without it"),
+        ("core hangs", "no answer within 3 s"),
+        ("worker is killed", "its process ended with code -9"),
+        ("disk is full", "is not whole; is the disk full?"),
+        ("folder is a file", "Error"),
+    ],
+)
+def test_a_fault_of_wandb_ends_no_run(tmp_path: Path, fault: str, words: str) -> None:
+    if fault == "folder is a file":
+        (tmp_path / "wandb").write_text("")
+    logs, sink = opened(tmp_path, timeout_seconds=3.0 if fault == "core hangs" else 60.0)
+    if fault == "disk is full":
+        resource.prlimit(sink.process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    if fault.startswith("core"):
+        os.kill(the_core(sink.process.pid), signal.SIGSTOP if fault == "core hangs" else signal.SIGKILL)
+    if fault == "worker is killed":
+        os.kill(sink.process.pid, signal.SIGKILL)
+    for step in range(3000):
+        logs.log({"step": step, "loss": 0.5})
+    logs.close({}, [])
+    assert len(logs.warnings) == 1
+    assert words in logs.warnings[0]
+    assert "\n" not in logs.warnings[0]
+    assert sink.process.wait(10) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_key")
+def test_a_server_that_does_not_answer_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        monkeypatch.setenv("WANDB_API_KEY", SECRET)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        started = time.monotonic()
+        logs = open_all({"wandb": wandb_logger(timeout_seconds=3.0)}, tmp_path, {}, "run", [])
+        logs.log({"step": 1})
+        logs.close({}, [])
+    assert time.monotonic() - started < 30
+    assert len(logs.warnings) == 1
+    assert logs.warnings[0].startswith("logging to wandb ended: ")
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_what_it_logged(tmp_path: Path) -> None:
+    """The worker sees its input end, and ends the run as failed."""
+    logs, sink = opened(tmp_path)
+    logs.log({"step": 1, "loss": 0.5})
+    sink.lines.put(None)  # as when this process is no more
+    assert sink.process.wait(60) == 0
+    found = records(offline_files(tmp_path)[0])
+    assert [row["train/loss"] for row in history(found) if "train/loss" in row] == [0.5]
+    assert next(one.exit.exit_code for one in found if one.WhichOneof("record_type") == "exit") == 1
+
+
+PAIR = {"prompt_id": "ab", "chosen": "[bold]<b>yes</b>\x1b[31m \u202eabc", "rejected": "no", "chosen_z": 1.5}
+PAIR |= {"messages": [{"role": "user", "content": "Where is Rosebud?"}]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [False, True])
+def test_nothing_private_is_in_what_wandb_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bool) -> None:
+    home = tmp_path / "homeofalice"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.setenv("OPENAI_API_KEY", f"sk-{SECRET}")
+    config = {
+        "store": f"{home}/my store",
+        "model": {"path": "/scratch/alice/llama", "system_prompt": "Answer like Rosebud."},
+        "head": socket.gethostname(),
+        "judge": {"base_url": "http://alice:pass@node17:8000/v1"},
+        "note": f"key {SECRET}",
+    }
+    (tmp_path / "report.html").write_text(f"<p>Where is Rosebud?</p> {home}/x")
+    command = "python run.py 'model.system_prompt=Answer like Rosebud.'"
+    (tmp_path / "manifest.json").write_text(json.dumps({"command": command, "config": config, "store": str(home)}))
+    logs, _ = opened(tmp_path, config, text=text)
+    logs.table("pairs", pa.Table.from_pylist([PAIR, PAIR, PAIR]))
+    logs.close({}, [tmp_path / "manifest.json", tmp_path / "report.html"])
+    assert logs.warnings == []
+    kept = {path: path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file()}
+    whole = b"".join(kept.values())
+    for word in ("homeofalice", "/scratch", "node17", SECRET, str(tmp_path), *([] if text else ["Rosebud"])):
+        assert word.encode() not in whole, word
+    if len(socket.gethostname()) > 3:  # a shorter one may occur by chance
+        assert socket.gethostname().encode() not in whole
+    table = json.loads(next(data for path, data in kept.items() if path.name.endswith(".table.json")))
+    assert (
+        table["columns"] == ["prompt_id", *(["chosen", "rejected"] if text else []), "chosen_z"] + ["messages"] * text
+    )
+    assert len(table["data"]) == 2  # table_rows
+    if text:
+        assert table["data"][0][1] == "[bold]<b>yes</b>\\x1b[31m \\u202eabc"
+        assert table["data"][0][-1] == "user: Where is Rosebud?"
+    found = records(offline_files(tmp_path)[0])
+    run = next(one.run for one in found if one.WhichOneof("record_type") == "run")
+    sent = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert (sent["store"], sent["model.path"], sent["head"]) == ("…/my store", "…/llama", "…")
+    assert sent["judge.base_url"] == "http://…:8000/v1"
+    names = [one.artifact.name.partition("-")[0] for one in found if one.WhichOneof("record_type") == "artifact"]
+    assert names == ["run", "manifest", *(["report"] if text else [])]
+
+
+def test_paths_hosts_and_texts_are_taken_out_and_words_stay() -> None:
+    hidden = Private(("system_prompt",), ("secretsecret",), (), ("/home/al",), ("vm1",), ("al",))
+    for before, after in {
+        "/home/al/a b/c d": "…/c d",
+        "/home/al": "…",
+        "mu-2sigma": "mu-2sigma",
+        "and/or 1/2": "and/or 1/2",
+        "meta-llama/Llama": "meta-llama/Llama",
+        "store=/data/x until=select": "store=…/x until=select",
+        "file:/data/x ~al/y": "file:…/x …/y",
+        "https://api.openai.com/v1": "https://api.openai.com/v1",
+        "http://localhost:8000/v1": "http://localhost:8000/v1",
+        "on vm1, not vm12": "on …, not vm12",
+        "a secretsecret b": "a … b",
+    }.items():
+        assert hidden.text(before) == after
+    assert hidden.scrubbed({"a": [{"system_prompt": "x", "b": ("/c/d", 1)}]}) == {
+        "a": [{"system_prompt": "…", "b": ["…/d", 1]}]
+    }
+
+
+def test_the_name_of_a_run_has_no_private_value_and_stays_unique() -> None:
+    hidden = Private(("system_prompt",), (), (), ("/home/al",), (), ("al",))
+    config = {"model.path": "/data/al/llama", "strategy.chosen": "max", "model.system_prompt": "Be nice"}
+    name = point_name(["strategy.chosen=max", "model.path=/data/al/llama", "model.system_prompt=Be nice"])
+    assert hidden.name("strategy.chosen=max", config) == "strategy.chosen=max"
+    found = hidden.name(name, config)
+    assert found.startswith("strategy.chosen=max,model.path=…,model.system_prompt=…-")
+    assert "nice" not in found and "al-" not in found
+    assert hidden.name(name + "x", config) != found

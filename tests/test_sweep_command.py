@@ -39,7 +39,7 @@ def test_collecting_gives_a_row_for_every_job_whatever_finished(
     pairs = {"kept": 12, "chosen_z": 1.5, "rejected_z": -0.5, "margin": 2.0, "strategy": "(max, min)"}
     judge = {"role": "judge", "difference": 0.25, "low": 0.125, "high": 0.5}
     evaluation = {"name": "held_out", "kind": "held_out", "judges": [judge]}
-    manifest = {"rounds": [{"pairs": pairs}], "evaluations": [evaluation], "made": 3}
+    manifest = {"rounds": [{"pairs": pairs}], "evaluations": [evaluation], "made": 3, "config": {"logger": {}}}
     folders.write_status(sweep.path(sweep.jobs[0]), status("done"))
     (sweep.path(sweep.jobs[0]) / "manifest.json").write_text(json.dumps({**manifest, "seconds": 9.0}))
     folders.write_status(sweep.path(sweep.jobs[1]), status("failed", "boom | bang"))

@@ -41,7 +41,6 @@ class SweepLauncher(Launcher):
             ValueError: one line, for a sweep that is refused; nothing is submitted then.
             SweepError: when jobs have failed; all others have ended by then.
         """
-        from run import settings_of
         from sweetspot.sweep import launching
         from sweetspot.sweep.points import own
 
@@ -54,7 +53,7 @@ class SweepLauncher(Launcher):
             task=task,
             points=[own(point) for point in job_overrides],
             compose=self._compose(),
-            check=settings_of,
+            check=_check,
             search=[f"{one.schema}://{one.path}" for one in sources if "command-line" in one.provider],
         )
         launching.launch(asked)
@@ -66,6 +65,18 @@ class SweepLauncher(Launcher):
             return {str(name): _plain(part) for name, part in config.items() if name != "hydra"}
 
         return compose
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """Nothing for a configuration that a run would take.
+
+    Raises:
+        ValueError: in one line, otherwise.
+    """
+    from run import settings_of
+    from sweetspot.logger import check
+
+    check(settings_of(config).logger)
 
 
 def _plain(part: Any) -> Any:

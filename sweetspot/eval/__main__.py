@@ -4,6 +4,7 @@ import sys
 
 from sweetspot.eval import compare
 from sweetspot.store import StoreError
+from sweetspot.visible import one_line
 
 COMMANDS = {"compare": compare.main}
 
@@ -13,4 +14,4 @@ if __name__ == "__main__":
     try:
         COMMANDS[sys.argv[1]](sys.argv[2:])
     except (ValueError, StoreError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {one_line(str(error))}")

@@ -42,7 +42,9 @@ class Answers:
     def add(self, key: str, answer: Mapping[str, Any]) -> None:
         """Keep a usable answer."""
         row = {"key": key, **answer}
-        self._file.write((canonical_json(row) + "\n").encode())
+        self._file.write(
+            (canonical_json(row) + "\n").encode(errors="backslashreplace")
+        )  # half a pair as JSON escapes it
         self._file.flush()
         os.fsync(self._file.fileno())
         self.by_key[key] = row
@@ -50,7 +52,7 @@ class Answers:
     def set_aside(self, key: str, answer: Mapping[str, Any]) -> None:
         """Write down an answer that holds no verdict."""
         with self._unusable.open("ab") as file:
-            file.write((canonical_json({"key": key, **answer}) + "\n").encode())
+            file.write((canonical_json({"key": key, **answer}) + "\n").encode(errors="backslashreplace"))
 
     def close(self) -> None:
         """Let the next process in."""

@@ -18,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sweetspot.eval.alpaca_metrics import read_regulariser
 from sweetspot.eval.comparison import AtLength, Compared, Measured, Settings, compare, compare_at_length
 from sweetspot.schema import SCORES
 from sweetspot.statistics import Floats, as_floats
 from sweetspot.store import read_tile
+from sweetspot.visible import in_markdown, one_line
 
 COLUMNS = ("second less first", "difference", "95% interval", "p", "Holm", "BH", "detectable", "verdict")
 
@@ -174,9 +176,9 @@ def markdown(found: dict[str, list[Compared]], settings: Settings) -> str:
     """The tables as Markdown."""
     lines = ["# Comparison", ""]
     for title, compared in found.items():
-        lines += [f"## {title}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-        lines += ["| " + " | ".join(row(one)) + " |" for one in compared] + [""]
-    return "\n".join([*lines, *(f"{note}\n" for note in notes(found, settings))])
+        lines += [f"## {in_markdown(title)}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        lines += ["| " + " | ".join(map(in_markdown, row(one))) + " |" for one in compared] + [""]
+    return "\n".join([*lines, *(f"{in_markdown(note)}\n" for note in notes(found, settings))])
 
 
 def parquet(found: dict[str, list[Compared]]) -> pa.Table:
@@ -205,15 +207,17 @@ def main(arguments: Sequence[str]) -> None:
     found = tables(read(given.manifests), settings)
     console = Console()
     for title, compared in found.items():
-        shown = Table(title=title, title_justify="left")
+        shown = Table(title=Text(one_line(title)), title_justify="left")
         for column in COLUMNS:
             shown.add_column(column, overflow="fold")
         for one in compared:
-            shown.add_row(*row(one))
+            shown.add_row(*(Text(one_line(cell)) for cell in row(one)))
         console.print(shown)
     for note in notes(found, settings):
-        console.print(note, highlight=False)
+        console.print(one_line(note), markup=False, highlight=False)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "comparison.md").write_text(markdown(found, settings), encoding="utf-8")
     pq.write_table(parquet(found), given.out / "comparison.parquet")
-    console.print(f"tables    {given.out / 'comparison.md'}, {given.out / 'comparison.parquet'}", highlight=False)
+    console.print(
+        f"tables    {given.out / 'comparison.md'}, {given.out / 'comparison.parquet'}", markup=False, highlight=False
+    )

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from sweetspot.component import component
+from sweetspot.data import check_unicode
 from sweetspot.launch import Emit
 from sweetspot.sampler import Sampler
 from sweetspot.schema import CHECKED
@@ -53,6 +54,7 @@ def read(evaluation: IFEval) -> tuple[list[dict[str, Any]], int]:
             raise ValueError(
                 f"eval.path: line {number} of {file} must have prompt, instruction_id_list and as many kwargs"
             )
+        check_unicode(f"eval.path: line {number} of {file}", row["prompt"])
         rows.append(row)
     if not rows or len({row["prompt"] for row in rows}) < len(rows):
         raise ValueError(f"eval.path must hold every prompt once, got {file}")

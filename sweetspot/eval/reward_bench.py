@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from sweetspot.component import component
+from sweetspot.data import check_unicode
 from sweetspot.eval.benchmark import text_of
 from sweetspot.reward_model import RewardModel
 from sweetspot.statistics import Floats, Interval, as_floats, bootstrap_ratio
@@ -99,7 +100,8 @@ def of_rows(source: str, listed: Sequence[Mapping[str, Any]]) -> Iterator[Pair]:
     Raises:
         ValueError: for rows of another form.
     """
-    for row in listed:
+    for number, row in enumerate(listed, start=1):
+        check_unicode(f"eval.files.{source}: row {number}", *(text for text in row.values() if isinstance(text, str)))
         if "annotator1" in row:
             yield from pandalm(source, row)
         elif "label" in row and "output_1" in row:

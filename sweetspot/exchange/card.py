@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sweetspot.exchange.inventory import Artefact, strategy_name
+from sweetspot.visible import in_markdown, visible
 
 PAPER = """@inproceedings{xiao-etal-2025-finding,
   title     = {Finding the Sweet Spot: Preference Data Construction for Scaling Preference Optimization},
@@ -40,7 +41,7 @@ def card(root: Path, artefact: Artefact, counts: Mapping[str, int]) -> str:
             "",
             f"# {artefact.kind.capitalize()} {artefact.key}",
             "",
-            *(f"- {line}" for line in _facts(artefact, lineage)),
+            *(f"- {in_markdown(line)}" for line in _facts(artefact, lineage)),
             "",
             "## Files",
             "",
@@ -100,7 +101,7 @@ def _facts(artefact: Artefact, lineage: Mapping[str, Artefact]) -> Iterator[str]
             facts = samples.meta["import"]
             yield f"imported: {facts['responses']:,} responses to {facts['prompts']:,} prompts"
             for source in facts["sources"]:
-                yield f"source: `{source['name']}`, SHA-256 `{source['sha256']}`"
+                yield f"source: {source['name']}, SHA-256 {source['sha256']}"
         else:
             yield f"sampling: {_config(samples.meta.get('sampler', {}))}"
     libraries = ", ".join(f"{name} {version}" for name, version in artefact.meta.get("libraries", {}).items())
@@ -124,6 +125,6 @@ def _lineage_lines(kind: str, found: Artefact) -> Iterator[str]:
     yield f"{kind} `{found.key}`"
     yield ""
     yield "```json"
-    yield json.dumps(told | ({"import": facts} if facts else {}), indent=2, ensure_ascii=False)
+    yield visible(json.dumps(told | ({"import": facts} if facts else {}), indent=2, ensure_ascii=False))
     yield "```"
     yield ""

@@ -9,11 +9,12 @@ from typing import Any
 
 from sweetspot.exchange import check, exporting, importing, inventory, show
 from sweetspot.launch import Launch, WorkerError
-from sweetspot.logger import Nowhere
+from sweetspot.logger import Logs
 from sweetspot.model import EMBEDDED, Model
 from sweetspot.stages.prepare import embedded_folder
 from sweetspot.stages.run import Run
 from sweetspot.store import Store, StoreError
+from sweetspot.visible import one_line
 
 HOUR, DAY = 3600.0, 86400.0
 LEASE = 300.0  # seconds that the lease on a converted model lives without a heartbeat
@@ -69,9 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Store(root)
         return asked.run(root, asked)
     except importing.RefusedRowsError as error:
-        sys.stderr.write("\n".join([f"error: {error}", *(f"  {line}" for line in error.lines)]) + "\n")
+        lines = [f"error: {one_line(str(error))}", *(f"  {one_line(line)}" for line in error.lines)]
+        sys.stderr.write("\n".join(lines) + "\n")
     except (ValueError, StoreError, WorkerError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {one_line(str(error))}\n")
     return 1
 
 
@@ -216,7 +218,7 @@ def _import(root: Path, asked: argparse.Namespace) -> int:
     )
     if model.path == EMBEDDED:
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(store, Path(folder), _one_worker(), Nowhere(), remake_corrupt=False)
+            run = Run(store, Path(folder), _one_worker(), Logs({}), remake_corrupt=False)
             model = model.at(embedded_folder(run))
     fields = {part: getattr(asked, f"{part}_field") for part in ("prompt", "responses", "rewards")}
     request = importing.Request(asked.files, fields, model, asked.seed, asked.rendered, asked.skip_bad_rows)

@@ -151,7 +151,7 @@ def _parsed(where: str, row: Any, fields: Fields, read_prompt: ReadPrompt) -> Ro
         rewards = None if fields.rewards is None else _rewards(where, fields, _value(row, fields.rewards), len(texts))
         return Row(where, prompt_id(messages), messages, texts, rewards)
     except UnicodeEncodeError:
-        return BadRow(f"{where}: the text must be Unicode, got half of a surrogate pair")
+        return BadRow(f"{where}: a text must be Unicode, got half of a surrogate pair")
     except ValueError as error:
         return BadRow(" ".join(str(error).split()))
 

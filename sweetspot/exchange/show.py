@@ -10,9 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sweetspot.exchange.check import Finding
 from sweetspot.exchange.inventory import Row, age_of
+from sweetspot.visible import one_line
 
 TITLES = {
     "samples": ["key", "model", "sampler", "prompts", "n", "tokens", "size", "age"],
@@ -70,7 +72,7 @@ def pool(key: str, facts: Mapping[str, Any], as_json: bool) -> None:
     sys.stdout.write(
         f"pool {key}: {facts['prompts']:,} prompts, {each} responses each, {facts['tokens']:,} tokens{left}\n"
         f"use it: python run.py data=imported data.pool={key}{with_rewards} n_samples={facts['most']} "
-        f"model=other model.path={facts['model_name']}\n"
+        f"model=other model.path={one_line(facts['model_name'])}\n"
     )
 
 
@@ -79,7 +81,7 @@ def exported(out: Path, counts: Mapping[str, int], as_json: bool) -> None:
     if as_json:
         _json({"folder": str(out), "rows": dict(counts)})
         return
-    sys.stdout.writelines(f"{out / name}: {rows:,} rows\n" for name, rows in counts.items())
+    sys.stdout.writelines(f"{one_line(str(out / name))}: {rows:,} rows\n" for name, rows in counts.items())
 
 
 def size(count: float) -> str:
@@ -107,13 +109,13 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
     for name in columns:
         table.add_column(name.replace("_", " "), justify="right" if name in NUMBERS else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in columns))
+        table.add_row(*(Text(_cell(row.get(name))) for name in columns))
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else one_line(str(value))
 
 
 def _json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from sweetspot.report.results import evaluated, evaluation_verdict
 from sweetspot.report.words import Section, count, duration, in_sd, number, percent, signed
+from sweetspot.visible import visible
 
 Facts = Mapping[str, Any]
 NAMES_WIDTH = 20  # columns of the terminal for what a line is about
@@ -27,7 +28,9 @@ def summary(manifest: Facts) -> RenderableType:
     stages.add_column("of", style="dim", no_wrap=True)
     for stage in manifest["stages"]:
         made = Text(count(stage["made"]), style="bold" if stage["made"] else "dim")
-        stages.add_row(stage["name"], made, count(stage["reused"]), duration(stage["seconds"]), stage["unit"])
+        stages.add_row(
+            Text(visible(stage["name"])), made, count(stage["reused"]), duration(stage["seconds"]), stage["unit"]
+        )
     last = [evaluated(found) for found in manifest["evaluations"]]
     parts: list[RenderableType] = [stages]
     for section in [*sections(manifest), *last]:
@@ -35,11 +38,11 @@ def summary(manifest: Facts) -> RenderableType:
         lines.add_column(style="dim", min_width=NAMES_WIDTH)
         lines.add_column(overflow="fold")
         for what, value in section.lines:
-            lines.add_row(what, Text(value))
-        parts += [Text(), Text(section.title, style="bold"), lines]
+            lines.add_row(Text(visible(what)), Text(visible(value)))
+        parts += [Text(), Text(visible(section.title), style="bold"), lines]
     if manifest["warnings"]:
-        parts += [Text(), *(Text(f"warning: {warning}", style="yellow") for warning in manifest["warnings"])]
-    return Group(*parts, Text(), Text(verdict(manifest), style="bold"))
+        parts += [Text(), *(Text(f"warning: {visible(warning)}", style="yellow") for warning in manifest["warnings"])]
+    return Group(*parts, Text(), Text(visible(verdict(manifest)), style="bold"))
 
 
 def verdict(manifest: Facts) -> str:

@@ -8,6 +8,7 @@ from sweetspot.stages.adaptive import sample_adaptively
 from sweetspot.stages.cautions import bias, cautions
 from sweetspot.stages.evaluation import bench, check, evaluate, try_judges
 from sweetspot.stages.imported import imported
+from sweetspot.stages.logged import log_pairs, log_rewards
 from sweetspot.stages.pairs import Pairs, select
 from sweetspot.stages.policy import Policy, check_training, train
 from sweetspot.stages.pool import Rewards, Samples, sample, score, text_codes, token_counts
@@ -33,7 +34,9 @@ __all__ = [
     "check_training",
     "evaluate",
     "imported",
+    "log_pairs",
     "log_probabilities",
+    "log_rewards",
     "prepare",
     "sample",
     "sample_adaptively",

@@ -134,7 +134,8 @@ def make_alone(folder: Path, lacking: Callable[[], bool], make: Callable[[], Non
             if not isinstance(held, Lease):
                 if held is not None and not told:
                     told = True
-                    Console(stderr=True).print(f"waiting for {folder}, which {held} is making", highlight=False)
+                    line = f"waiting for {folder}, which {held} is making"
+                    Console(stderr=True).print(line, markup=False, highlight=False)
                 time.sleep(run.launch.lease_seconds / LOOKS)
                 continue
             try:

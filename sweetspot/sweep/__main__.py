@@ -4,9 +4,10 @@ import sys
 
 from sweetspot.store import StoreError
 from sweetspot.sweep.command import main
+from sweetspot.visible import one_line
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (ValueError, StoreError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {one_line(str(error))}")

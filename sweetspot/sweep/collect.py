@@ -13,9 +13,11 @@ from sweetspot import report
 from sweetspot.manifest import flat_metrics
 from sweetspot.report import Swept
 from sweetspot.sweep import folder as folders
+from sweetspot.sweep import summary
 from sweetspot.sweep.folder import Job, Sweep
 from sweetspot.sweep.forecast import STAGES
 from sweetspot.sweep.outcome import Outcome
+from sweetspot.visible import in_markdown, visible
 
 SHOWN = ("job", "standing", "reason", "kept", "chosen_z", "rejected_z", "margin", "log")
 OTHERS = {"select": "start and end", "sft": "prepare"}
@@ -34,7 +36,7 @@ def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
             "number": job.number,
             "overrides": " ".join(job.overrides),
             "standing": found[job.number].standing,
-            "reason": found[job.number].reason,
+            "reason": visible(found[job.number].reason),
             "log": _log(sweep, job),
             **_numbers(sweep.path(job) / "manifest.json"),
         }
@@ -45,7 +47,7 @@ def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
 
 def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     """Write the table into the folder: sweep.parquet has every number, sweep.md those of the last round's pairs, and
-    sweep.html results, failures and times."""
+    sweep.html results, failures and times. Jobs that are logged to W&B get a summary there (`summary`)."""
     table = rows(sweep, found)
     names = list(dict.fromkeys(name for row in table for name in row))
     columns = {name: [row.get(name) for row in table] for name in names}
@@ -54,9 +56,11 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     pq.write_table(pa.table(columns), scratch)
     scratch.replace(parquet)
     scratch = page.with_suffix(".part")
-    scratch.write_text(markdown(SHOWN, table))
+    scratch.write_text(markdown(SHOWN, table), encoding="utf-8")
     scratch.replace(page)
-    return [parquet, page, _report(sweep, found)]
+    written = [parquet, page, _report(sweep, found)]
+    summary.send(sweep, table, written[-1])
+    return written
 
 
 def _report(sweep: Sweep, found: Mapping[int, Outcome]) -> Path:
@@ -143,4 +147,4 @@ def _line(cells: Sequence[str]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+    return f"{value:.4g}" if isinstance(value, float) else in_markdown(str(value))

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sweetspot.sweep import collect, local, rates, slurm
 from sweetspot.sweep import folder as folders
@@ -16,6 +17,7 @@ from sweetspot.sweep.calibrate import calibrate
 from sweetspot.sweep.folder import Sweep
 from sweetspot.sweep.outcome import Outcome, outcomes
 from sweetspot.sweep.submit import submit
+from sweetspot.visible import one_line
 
 FOLDER_COMMANDS = {
     "status": "how each job stands",
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
         case "collect":
             for path in collect.write(sweep, outcomes(sweep)):
                 print(path)
-            print((sweep.folder / "sweep.md").read_text(), end="")
+            print((sweep.folder / "sweep.md").read_text(encoding="utf-8"), end="")
         case "resubmit":
             _resubmit(sweep)
         case _:
@@ -91,13 +93,14 @@ def _status(sweep: Sweep, seconds: float | None) -> None:
 
 
 def _table(sweep: Sweep, found: dict[int, Outcome]) -> Table:
-    table = Table(title=str(sweep.folder))
+    table = Table(title=Text(one_line(str(sweep.folder))))
     for name in ("job", "state", "stage", "node", "time left", "why", "log"):
         table.add_column(name, overflow="fold")
     for job in sweep.jobs:
         one = found[job.number]
         log = str(sweep.log(job)) if one.standing in ("failed", "stopped") and sweep.log(job) else ""
-        table.add_row(job.name, one.standing, stage(sweep.path(job)), one.node, one.left, one.reason, log)
+        cells = (job.name, one.standing, stage(sweep.path(job)), one.node, one.left, one.reason, log)
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
     return table
 
 
@@ -106,7 +109,7 @@ def _resubmit(sweep: Sweep) -> None:
     wanted = [number for number, one in found.items() if not one.lives and one.standing != "done"]
     for job in sweep.jobs:
         if job.number in wanted:
-            print(f"{found[job.number].standing}  {job.name}: {found[job.number].reason}")
+            print(one_line(f"{found[job.number].standing}  {job.name}: {found[job.number].reason}"))
     if wanted:
         submit(sweep, wanted)
     print(f"{len(wanted)} of {len(sweep.jobs)} jobs submitted")

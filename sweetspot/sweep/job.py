@@ -18,6 +18,7 @@ from sweetspot.stopping import REQUEUE
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep.folder import Job, Status, Sweep
 from sweetspot.sweep.launcher import Local
+from sweetspot.visible import visible
 
 TAIL_LINES = 60
 FAULT, LEFT = "fault-of-node-", "left-by-node-"  # files of a job with several nodes
@@ -140,7 +141,9 @@ def _run(
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment.pop("HYDRA_FULL_ERROR", None)  # the run that launches has set it for itself
-    process = subprocess.Popen(arguments, cwd=directory, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        arguments, cwd=directory, stderr=subprocess.PIPE, text=True, errors="backslashreplace", env=environment
+    )
     tail: list[str] = []
     reader = threading.Thread(target=_copy, args=(process.stderr, tail), daemon=True)
     reader.start()
@@ -204,7 +207,7 @@ def _show_trace(sweep: Sweep, job: Job) -> None:
     """Put the trace that run.py left into the log, where this process has one of its own."""
     written = sweep.path(job) / "error.txt"
     if written.exists() and not isinstance(build(sweep.launcher, "launcher"), Local):
-        print(written.read_text(), file=sys.stderr, flush=True)
+        print(visible(written.read_text(encoding="utf-8")), file=sys.stderr, flush=True)
 
 
 def _fail(sweep: Sweep, job: Job, begun: Status, code: int, reason: str) -> None:
@@ -223,6 +226,6 @@ def _reason(folder: Path, code: int, told: list[str]) -> str:
         return f"run.py was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     written = folder / "error.txt"
     if not written.exists():
-        written.write_text("".join(told))
+        written.write_text("".join(told), encoding="utf-8")
     lines = [line.strip() for line in told if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else f"run.py ended with code {code}"

@@ -21,6 +21,7 @@ from sweetspot.sweep.outcome import Outcome, outcomes
 from sweetspot.sweep.planning import forecast
 from sweetspot.sweep.points import Composed, Known, axes, check_axes, composed, key_of, own, point_name, pool_points
 from sweetspot.sweep.submit import submit
+from sweetspot.visible import one_line, visible
 
 POLL_SECONDS = 2.0
 GIVEN_UP_SECONDS = 120  # SLURM may be away for so long
@@ -96,7 +97,7 @@ def launch(asked: Asked) -> Sweep:
         *lines(found, launcher.price_per_device_hour, launcher.calibration),
         *(f"left out  {one}" for one in left_out),
     ):
-        print(line, flush=True)
+        print(visible(line), flush=True)
     if launcher.dry_run:
         return sweep
     sweep.folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +187,10 @@ def follow(sweep: Sweep) -> None:
         one = now[job.number]
         where = sweep.log(job) or sweep.path(job) / "error.txt"
         Console(stderr=True).print(
-            f"{one.standing}  {job.name}: {one.reason} (log: {where})", soft_wrap=True, markup=False
+            one_line(f"{one.standing}  {job.name}: {one.reason} (log: {where})"),
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
         )
     page = collect.write(sweep, now)[-1]
     print(f"sweep     {sweep.folder}\nreport    {page}", flush=True)

@@ -16,6 +16,7 @@ from sweetspot.sweep import folder as folders
 from sweetspot.sweep import job as jobs
 from sweetspot.sweep.folder import Attempt, Job, Sweep
 from sweetspot.sweep.launcher import Launcher, Local, Slurm, SubmititLocal
+from sweetspot.visible import one_line
 
 PARTS = ("pool", "run")
 # After the job, in the batch script: one that ended at a signal is requeued, also when the signal came before Python's
@@ -72,7 +73,7 @@ def _in_turn(sweep: Sweep, chosen: Sequence[Job]) -> None:
         try:
             jobs.run(str(sweep.folder), job.number, slurm=False)
         except jobs.JobError as error:  # it is in the job's status, and the others go on
-            print(f"failed  {error}", file=sys.stderr, flush=True)
+            print(f"failed  {one_line(str(error))}", file=sys.stderr, flush=True)
 
 
 def _together(sweep: Sweep, chosen: Sequence[Job]) -> list[Attempt]:

@@ -1,0 +1,31 @@
+"""Text that others wrote, as text: what would steer a terminal or turn a line around becomes visible."""
+
+import re
+
+STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+# what is a mark of Markdown or HTML; an underscore within a word and a sign before a number are none
+MARKS = re.compile(r"[\\`*\[\]<>|~$&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[#+-](?= )")
+
+
+def visible(text: str) -> str:
+    r"""The text with control characters, direction marks and lone surrogates as escapes (`\x1b`, `\u202e`, `\ud800`).
+
+    Line feeds and tabs stay. The result can be encoded in UTF-8.
+    """
+    return STEERS.sub(lambda found: _escaped(found[0]), text)
+
+
+def one_line(text: str) -> str:
+    """The visible text in one line: each run of white space as one space."""
+    return visible(" ".join(text.split()))
+
+
+def in_markdown(text: str) -> str:
+    """The text in one line of Markdown, a cell of a table included: nothing of it is HTML, a link, a row or a style."""
+    return MARKS.sub(r"\\\g<0>", one_line(text))
+
+
+def _escaped(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

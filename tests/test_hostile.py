@@ -1,0 +1,226 @@
+"""Hostile text stays text: on the terminal, in Markdown, CSV, Parquet, data cards and W&B. Half a surrogate pair is
+refused where it is read."""
+
+import html
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from experiments import output
+from sweetspot import progress
+from sweetspot.data import LocalFile
+from sweetspot.eval.answers import Answers
+from sweetspot.eval.benchmark import Baseline
+from sweetspot.exchange import command
+from sweetspot.report import summary
+from sweetspot.store import Store
+from sweetspot.sweep import folder as folders
+from sweetspot.sweep.command import main as sweep_command
+from sweetspot.visible import in_markdown, one_line, visible
+from tests.hostile import HALF, HOSTILE, STEERING
+from tests.test_logger import ROOT, opened
+from tests.test_sweep_command import status, sweep_of
+
+EACH = pytest.mark.parametrize("text", [*HOSTILE.values(), HALF], ids=[*HOSTILE, "half a pair"])
+SHORT = {name: text for name, text in HOSTILE.items() if name != "one word"}
+
+
+def is_plain(text: str) -> bool:
+    """Whether nothing in the text steers a terminal or cannot be encoded."""
+    text.encode()
+    return not [one for one in STEERING if one in text]
+
+
+def rendered(markdown: str) -> str:
+    """Markdown as HTML, with tables and HTML of one's own, as GitHub takes it."""
+    return MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown)
+
+
+def local(path: Path, *texts: str) -> LocalFile:
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return LocalFile(path=str(path), held_out_path=None, held_out_share=0.0, limit=None, held_out_limit=None)
+
+
+@EACH
+def test_visible_text_is_plain_and_ordinary_text_stays(text: str) -> None:
+    assert is_plain(visible(text))
+    assert visible("Zoë, 東京, \U0001f600 e\u0301\n\tמה") == "Zoë, 東京, \U0001f600 e\u0301\n\tמה"
+    assert visible("\x1b[1m\u202e\ud83d") == "\\x1b[1m\\u202e\\ud83d"
+
+
+@EACH
+def test_markdown_shows_a_text_as_it_is(text: str) -> None:
+    page = rendered(f"| a | b |\n|---|---|\n| {in_markdown(text)} | end |\n\n- {in_markdown(text)}\n")
+    assert re.findall(r"<(?!/)([a-z]+)", page) == [
+        "table",
+        "thead",
+        "tr",
+        "th",
+        "th",
+        "tbody",
+        "tr",
+        "td",
+        "td",
+        "ul",
+        "li",
+    ]
+    shown = re.search(r"<td>(.*)</td>\n<td>end</td>", page)
+    assert shown and html.unescape(shown[1]) == one_line(text)
+
+
+def test_ordinary_words_of_a_table_have_no_escapes() -> None:
+    words = "n_samples=8,strategy=mu_minus_2sigma (max, mu-2sigma) +0.25 -1.5 runs/a-b_c/log.txt"
+    assert in_markdown(words) == words
+
+
+def test_prompts_are_stored_as_they_are(tmp_path: Path) -> None:
+    loaded = local(tmp_path / "p.jsonl", *HOSTILE.values()).load().train
+    pq.write_table(loaded, tmp_path / "prompts.parquet")
+    read = pq.read_table(tmp_path / "prompts.parquet").to_pylist()
+    assert [row["messages"][0]["content"] for row in read] == list(HOSTILE.values())
+
+
+def test_half_a_surrogate_pair_is_refused_and_its_row_is_named(tmp_path: Path) -> None:
+    words = r"line 2: a text must be Unicode, got half of a surrogate pair"
+    with pytest.raises(ValueError, match=words):
+        local(tmp_path / "p.jsonl", "fine", HALF).load()
+    with pytest.raises(ValueError, match="eval: row 2 of prompts and baseline: a text must be Unicode"):
+        Baseline("b", ["a", "b"], ["fine", HALF], 2)
+
+
+@EACH
+def test_what_a_judge_says_is_kept_as_it_is(text: str, tmp_path: Path) -> None:
+    answers = Answers(tmp_path / "answers.jsonl")
+    answers.add("k", {"text": text})
+    answers.close()
+    assert Answers(tmp_path / "answers.jsonl").by_key["k"]["text"] == text
+
+
+def test_an_error_line_is_plain(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"\x1b[31m\u202e[/]": "x"}) + "\n", encoding="utf-8")
+    words = ["data=jsonl", f"data.path={tmp_path}/p.jsonl", f"hydra.run.dir={tmp_path}/run", f"store={tmp_path}/store"]
+    ended = subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert is_plain(ended.stderr)
+    assert len(ended.stderr.splitlines()) == 1
+    assert "line 1 must be an object with `messages` or `prompt`" in ended.stderr
+
+
+def test_a_store_is_listed_and_exported_plainly_whatever_its_parts_are_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_policy: Path
+) -> None:
+    """An import of hostile responses, by a model and from a file of hostile names."""
+    model = tmp_path / "m[bold]x[[]]\x1b[31m\u202e`**a** <b>"
+    model.symlink_to(tiny_policy)
+    file = tmp_path / "f`[bold]<script>\u202e.jsonl"
+    texts = list(SHORT.values())
+    file.write_text("".join(json.dumps({"prompt": text, "responses": texts}) + "\n" for text in texts))
+    place = str(tmp_path / "store")
+    assert command.main(["--store", place, "import", str(file), "--model", str(model)]) == 0
+    for words in (["ls"], ["ls", "--json"], ["du"], ["verify"]):
+        assert command.main(["--store", place, *words]) == 0
+    (pool,) = (path.name for path in (tmp_path / "store" / "samples").iterdir())
+    assert command.main(["--store", place, "export", "samples", pool, str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert is_plain(said.out + said.err)
+    assert "m[bold]x[[]]\\x1b[31m\\u202e`**a** <b>" in said.out
+    rows = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
+    assert {row["response"] for row in rows} == set(texts)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert is_plain(card)
+    page = rendered(card.split("---\n", 2)[2])
+    assert set(re.findall(r"<(?!/)([a-z0-9]+)", page)) <= {"h1", "h2", "p", "ul", "li", "code", "pre"}
+    assert html.escape("f`[bold]<script>\\u202e.jsonl", quote=False) in page
+
+
+def test_half_a_surrogate_pair_in_an_import_is_refused_and_its_row_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_policy: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": p, "responses": ["a", "b"]}) + "\n" for p in ("fine", HALF)))
+    assert command.main(["--store", str(tmp_path / "store"), "import", str(file), "--model", str(tiny_policy)]) == 1
+    assert "rows.jsonl row 2: a text must be Unicode, got half of a surrogate pair" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_a_sweep_tells_plainly_why_a_job_failed(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = sweep_of(tmp_path, ["a=1", "a=2"])
+    folders.write_status(sweep.path(sweep.jobs[0]), status("failed", text))
+    folders.write_status(sweep.path(sweep.jobs[1]), status("done"))
+    sweep_command(["collect", str(tmp_path)])
+    sweep_command(["status", str(tmp_path)])
+    assert is_plain(capsys.readouterr().out)
+    page = rendered((tmp_path / "sweep.md").read_text(encoding="utf-8"))
+    assert page.count("<tr>") == 3
+    assert set(re.findall(r"<(?!/)([a-z0-9]+)", page)) == {"table", "thead", "tbody", "tr", "th", "td"}
+    (found,) = pq.read_table(tmp_path / "sweep.parquet").filter(pa.compute.field("number") == 0).to_pylist()
+    assert found["reason"] == visible(text)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@EACH
+def test_progress_is_plain(
+    text: str, terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", -1.0)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress.bar(text) as show:
+        show({0: {"done": 1, "total": 2, "unit": "tiles", "note": text}})
+    said = capsys.readouterr().err
+    said.encode()
+    assert "\x1b]0" not in said and "\x9b" not in said and "\u202e" not in said
+    assert terminal or is_plain(said)
+
+
+@EACH
+def test_the_summary_on_the_terminal_is_plain(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = {"name": text, "made": 1, "reused": 0, "seconds": 1.0, "unit": "tiles"}
+    Console().print(summary({"stages": [stage], "rounds": [], "evaluations": [], "warnings": [text]}))
+    said = capsys.readouterr().out
+    assert is_plain(said)
+    assert "Rosebud" in said
+
+
+def test_a_csv_gives_every_text_back(tmp_path: Path) -> None:
+    rows = [{"text": text, "number": 1.5} for text in HOSTILE.values()]
+    output.write(output.Found({"t": rows}), tmp_path)
+    options = csv.ParseOptions(newlines_in_values=True)
+    read = csv.read_csv(tmp_path / "t.csv", parse_options=options, read_options=csv.ReadOptions(block_size=1 << 20))
+    assert read["text"].to_pylist() == list(HOSTILE.values())
+    assert pq.read_table(tmp_path / "t.parquet")["text"].to_pylist() == list(HOSTILE.values())
+
+
+@pytest.mark.slow
+def test_wandb_shows_hostile_texts_as_text(tmp_path: Path) -> None:
+    """With `text` on: a table of all of them, a name, a metric and a configuration too."""
+    texts = [*HOSTILE.values(), HALF]
+    rows = [
+        {"prompt_id": "p", "messages": [{"role": "user", "content": visible(t)}], "chosen": visible(t)} for t in texts
+    ]
+    logs, sink = opened(tmp_path, {"note": HALF, "more": SHORT}, text=True, table_rows=100)
+    sink.log({"note": HALF, "stage/x": 1})
+    logs.table("pairs", pa.Table.from_pylist(rows))
+    logs.close({}, [])
+    assert logs.warnings == []
+    (path,) = (tmp_path / "wandb").glob("offline-run-*/files/**/*.table.json")
+    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    assert [row[-1] for row in table["data"]] == [visible(text) for text in texts]
+    assert [row[1] for row in table["data"]] == [f"user: {visible(text)}" for text in texts]
+
+
+def test_a_store_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
+    """The last line of defence: no table of ours takes half a surrogate pair."""
+    with pytest.raises(UnicodeEncodeError):
+        pa.Table.from_pylist([{"response": HALF}])
+    assert Store(tmp_path / "store").root.exists()
