@@ -1,10 +1,11 @@
 """The reports in a real headless browser: whole, quick, legible on a phone and in print, whatever the texts say."""
 
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +274,21 @@ def test_half_a_surrogate_pair_in_a_manifest_is_shown_as_its_number(opened: Open
     found = opened(report.write(manifest))
     assert found.page.locator("pre").first.text_content().startswith("\\ud83d <b>run.py</b>␀")
     assert problems(found) == []
+
+
+def test_hostile_names_and_messages_are_shown_as_text(opened: Open, tmp_path: Path) -> None:
+    """Of a judge, an override, a command, and a job that failed: markup, control characters, 100 kB of one word."""
+    name = HOSTILE[0] + "\u202e\x1b" + WORD
+    manifest = make_run(tmp_path / "run")
+    facts = json.loads(manifest.read_text())
+    facts["evaluations"][0]["judges"][0]["name"] = name
+    manifest.write_text(json.dumps({**facts, "command": name, "warnings": [name]}))
+    made = make_sweep(tmp_path / "sweep", [("max", "min"), ("random", "random")])
+    jobs = [replace(job, overrides=(*job.overrides, f"data.path={name}{job.number}")) for job in made.jobs]
+    sweep = replace(made, command=name, jobs=tuple(jobs))
+    found = {0: Outcome("failed", name, "", ""), 1: Outcome("done", "", "", "")}
+    for path in (report.write(manifest), collect.write(sweep, found)[-1]):
+        page = opened(path, width=390)
+        assert problems(page) == []
+        assert HOSTILE[0] in page.page.locator("pre").first.text_content()
+        assert path.stat().st_size < 5_000_000

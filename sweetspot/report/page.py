@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import escape
+from markupsafe import Markup, escape
 
 from sweetspot.report.words import count, duration, hours, in_sd, number, percent, pretty, signed
 
 LONGEST = 20_000  # characters of a text that are shown, fewer where all texts together would pass
+BRIEF = 1_000  # characters of all others, names and messages
 TEXTS = 2_500_000  # bytes of a page's texts
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
@@ -25,12 +26,20 @@ def render(template: str, **facts: Any) -> str:
         loader=FileSystemLoader(Path(__file__).parents[1]),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_brief,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     shows = (count, duration, hours, in_sd, number, percent, pretty, signed)
     environment.filters |= {show.__name__: show for show in shows}
     return environment.get_template(template).render(**facts)
+
+
+def _brief(value: Any) -> Any:
+    """Names, commands and messages that no reader needs whole; what the template has escaped itself stays whole."""
+    if not isinstance(value, str) or isinstance(value, Markup) or len(value) <= BRIEF:
+        return value
+    return value[:BRIEF] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def replace(path: Path, page: str) -> Path:

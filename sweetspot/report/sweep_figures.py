@@ -26,7 +26,7 @@ from sweetspot.report.svg import (
     apart,
     cuts,
 )
-from sweetspot.report.words import in_sd, number, pretty, signed
+from sweetspot.report.words import in_sd, number, pretty, shortened, signed
 from sweetspot.statistics import ALPHA
 from sweetspot.strategy import POINTS
 
@@ -77,7 +77,7 @@ def forest(name: str, rows: Sequence[Row], measure: str) -> Markup:
 def label(row: Row, narrow: bool) -> str:
     """A policy's name in a figure."""
     name = pretty(row["strategy"])
-    setting = row["setting"] if len(row["setting"]) <= 40 else row["setting"][:39] + "\N{HORIZONTAL ELLIPSIS}"
+    setting = shortened(row["setting"], 40)
     return f"{name}{chr(10) if narrow else '  '}{setting}" if setting else name
 
 
@@ -211,7 +211,9 @@ def trained(name: str, rows: Sequence[Row], measure: str) -> Markup:
             shift = 1.03 ** (place - (len(groups) - 1) / 2)  # beside one another, so that intervals do not hide
             n, mean, low, high = (_column(part, key) for key in ("n", "mean", "low", "high"))
             axes.errorbar(n * shift, mean, [mean - low, high - mean], color=colour, marker="o", markersize=4, capsize=2)
-            axes.annotate(named, (1.02, end), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8)
+            axes.annotate(
+                shortened(named, 24), (1.02, end), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8
+            )
         axes.set_xscale("log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()

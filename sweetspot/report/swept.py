@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweetspot.component import key as key_of
 from sweetspot.report import runs
 from sweetspot.report.cost import cost
 from sweetspot.report.effects import BASELINE, by_n, effects
@@ -69,7 +70,7 @@ def facts(sweep: Swept, jobs: Sequence[Job]) -> Row:
     names = dict.fromkeys(one["name"] for job in jobs if job.manifest for one in job.manifest["evaluations"])
     settings = _settings(jobs)
     of_setting = {Path(job.name): setting for job, setting in zip(jobs, settings, strict=True)}
-    points = [Point(Path(job.name), job.manifest) for job in jobs if job.manifest and _has_store(job.manifest)]
+    points = [Point(Path(job.name), job.manifest) for job in jobs if job.manifest and _readable(job.manifest)]
     measure = _measure(points)
     groups = runs.grouped(_evaluated(points), lambda point: (of_setting[point.folder], _prompts(point, measure)))
     worth = {setting: effects(group, measure, SETTINGS) for (setting, _), group in groups.items()}
@@ -157,8 +158,10 @@ def _name(row: Row) -> str:
     return pretty(row["strategy"]) + (f" with {row['setting']}" if row["setting"] else "")
 
 
-def _has_store(manifest: Mapping[str, Any]) -> bool:
-    return "store" in manifest and Path(manifest["store"]).is_dir()
+def _readable(manifest: Mapping[str, Any]) -> bool:
+    """Whether the store still has what the manifest names."""
+    store = manifest.get("store")
+    return store is not None and all((Path(store) / place).exists() for _, _, place in runs.artefacts(manifest))
 
 
 def _settings(jobs: Sequence[Job]) -> list[str]:
@@ -166,14 +169,20 @@ def _settings(jobs: Sequence[Job]) -> list[str]:
     given = [dict(one.lstrip("+").split("=", 1) for one in job.overrides if "=" in one) for job in jobs]
     keys = dict.fromkeys(key for one in given for key in one if key not in (*STRATEGIES, *SEEDS))
     varied = [key for key in keys if len({one.get(key) for one in given}) > 1]
-    return [" ".join(f"{key}={one[key]}" for key in varied if key in one) for one in given]
+    return [" ".join(f"{key}={_short(one[key])}" for key in varied if key in one) for one in given]
+
+
+def _short(value: str) -> str:
+    """A value as it is told: a long one by its beginning and its key."""
+    return value if len(value) <= 60 else f"{value[:40]}\N{HORIZONTAL ELLIPSIS}{key_of(value)}"
 
 
 def _names(jobs: Sequence[Job]) -> list[str]:
     """The overrides in which each job differs from others, or its folder where they do not."""
     given = [set(job.overrides) for job in jobs]
     shared = set.intersection(*given) if given else set[str]()
-    return [" ".join(one for one in job.overrides if one not in shared) or job.name for job in jobs]
+    own = [" ".join(_short(one) for one in job.overrides if one not in shared) for job in jobs]
+    return [name or job.name for name, job in zip(own, jobs, strict=True)]
 
 
 def _measure(points: Sequence[Point]) -> str:
@@ -195,7 +204,7 @@ def _is_grid(rows: Sequence[Row]) -> bool:
 
 
 def _largest_pools(points: Sequence[Point]) -> list[Point]:
-    scored = [point for point in points if point.part("rewards") and point.n > 2]
+    scored = [point for point in points if point.part("rewards").get("mean") is not None and point.n > 2]
     uniform = [point for point in scored if point.config["sampler"]["budget"] == "uniform"]
     return runs.pools(uniform)[:POOLS] if uniform else []
 
