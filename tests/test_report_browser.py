@@ -101,14 +101,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 FIGURES = {"run": 4, "hostile": 7, "sweep": 4}
 
-# Of each <figure>: the shown cut's width, height, and the marks (drawn shapes and letters) that have an extent.
+# Of each <figure>: the shown cut's width, height, the marks (drawn shapes and letters) and the letters that have an
+# extent, and the letters that stick out of the figure by more than a hair.
 DRAWN = """() => [...document.querySelectorAll("figure")].map(figure => {
   const shown = [...figure.querySelectorAll("svg[role=img]")].filter(svg => svg.getBoundingClientRect().width > 0);
   return shown.map(svg => {
     const extent = mark => { const box = mark.getBoundingClientRect(); return Math.max(box.width, box.height) > 1; };
     const box = svg.getBoundingClientRect();
     return [box.width, box.height, [...svg.querySelectorAll("path, text")].filter(extent).length,
-            [...svg.querySelectorAll("text")].filter(extent).length];
+            [...svg.querySelectorAll("text")].filter(extent).length,
+            [...svg.querySelectorAll("text")].map(word => [word.textContent, word.getBoundingClientRect()])
+              .filter(([, at]) => at.left < box.left - 4 || at.right > box.right + 4).map(([words]) => words).join()];
   });
 })"""
 
@@ -167,7 +170,7 @@ def problems(found: Opened) -> list[str]:
     blank = [
         f"figure {number}: {cuts}"
         for number, cuts in enumerate(figures)
-        if len(cuts) != 1 or min(cuts[0][:2]) < 40 or cuts[0][2] < 10 or cuts[0][3] < 3
+        if len(cuts) != 1 or min(cuts[0][:2]) < 40 or cuts[0][2] < 10 or cuts[0][3] < 3 or cuts[0][4]
     ]
     return [*found.said, *wide, *blank]
 
@@ -215,7 +218,8 @@ def test_what_is_wrong_with_a_page_is_found(opened: Open, tmp_path: Path) -> Non
     page = tmp_path / "page.html"
     page.write_text(
         "<script>console.error('a fault'); alert('hello'); undefined_name()</script><img src='https://example.com/a.png'>"
-        "<div style='width: 2000px'>wide</div><figure><svg role='img' width='200' height='100'></svg></figure>"
+        "<div style='width: 2000px'>wide</div><figure><svg role='img' width='200' height='100' style='overflow: visible'>"
+        "<text x='190' y='9'>sticks out</text></svg></figure>"
     )
     found = " ".join(problems(opened(page)))
     for words in (
@@ -226,7 +230,7 @@ def test_what_is_wrong_with_a_page_is_found(opened: Open, tmp_path: Path) -> Non
     ):
         assert words in found
     assert "2008 px on a screen of 1280" in found
-    assert "figure 0: [[200, 100, 0, 0]]" in found
+    assert "figure 0: [[200, 100, 1, 1, 'sticks out']]" in found
 
 
 def test_the_contrast_that_is_measured_is_that_of_the_colours(opened: Open, tmp_path: Path) -> None:

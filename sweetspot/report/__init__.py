@@ -84,6 +84,7 @@ def _round(turn: int, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
         "multiples": _multiples(f"{name}-prompts", shown),
         "shown": shown,
         "training": figures.training(f"{name}-training", history) if history else None,
+        "logps": bool(history) and "logps/chosen" in history[0],
         "steps": len(history),
         "dots": figures.DOTS,
         "window": figures.smoothing_window(len(history)),

@@ -110,8 +110,8 @@ def training(name: str, history: Sequence[dict[str, Any]]) -> Markup:
     logps = {f"logps/{side}": colour for side, (colour, _) in SIDES.items()}
     panels: list[tuple[str, dict[str, str], float | None]] = [
         ("loss", {"loss": CHOSEN}, history[0]["loss"]),
-        ("margin of the implicit rewards, chosen \N{MINUS SIGN} rejected", {"rewards/margin": CHOSEN}, 0.0),
-        ("log-probability of chosen and rejected (nats)", logps, None),
+        ("margin of the implicit rewards", {"rewards/margin": CHOSEN}, 0.0),
+        ("log-probabilities (nats)", logps, None),
     ]
     panels = panels if logps.keys() <= history[0].keys() else panels[:2]
     shown = thinned(len(history), DOTS)

@@ -32,6 +32,7 @@ from sweetspot.strategy import POINTS
 
 Row = Mapping[str, Any]
 MOST_ROWS = 60  # policies in one figure
+MIDDLE = 0.25  # z, within which a position lies in the middle
 MOST_VERTICES = 6_000  # of all training curves in a panel
 UNITS = {"reward": "gain of the judge's reward", "win_rate": "win rate (%)"}
 PANELS = {
@@ -77,7 +78,7 @@ def forest(name: str, rows: Sequence[Row], measure: str) -> Markup:
 def label(row: Row, narrow: bool) -> str:
     """A policy's name in a figure."""
     name = pretty(row["strategy"])
-    setting = shortened(row["setting"], 40)
+    setting = shortened(row["setting"], 20 if narrow else 40)
     return f"{name}{chr(10) if narrow else '  '}{setting}" if setting else name
 
 
@@ -147,7 +148,7 @@ def by_n(name: str, rows: Sequence[Row]) -> Markup:
         ):
             ends = [part[-1][f"{prefix}mean"] for part in shown.values()]
             for (position, part), end in zip(shown.items(), _ends(ends, narrow), strict=True):
-                _band(axes, part, prefix, _colour(position))
+                _band(axes, part, prefix, _colour(own[position][-1]["z_mean"]))
                 axes.annotate(
                     pretty(position), (1.02, end), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8
                 )
@@ -171,10 +172,9 @@ def _in_order(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["position"] for row in rows))
 
 
-def _colour(position: str) -> str:
-    if position not in POINTS or position == "mu":
-        return INK
-    return CHOSEN if POINTS.index(position) > POINTS.index("mu") else REJECTED
+def _colour(z: float) -> str:
+    """Of a position: that of chosen above the middle, of rejected below."""
+    return INK if abs(z) < MIDDLE else CHOSEN if z > 0 else REJECTED
 
 
 def _ends(ends: Sequence[float], narrow: bool) -> list[float]:
@@ -223,13 +223,12 @@ def trained(name: str, rows: Sequence[Row], measure: str) -> Markup:
     return cuts(draw, name, f"{UNITS[measure]} over n: {told}.", 3.2, 3.2)
 
 
-def shade(line: Row, lines: Sequence[Row]) -> str:
-    """The colour variable of a training curve: by the distance of its pair in z among all; ink for the random pair."""
-    if line["random"] or line["apart"] is None:
-        return "ink"
-    known = sorted(other["apart"] for other in lines if other["apart"] is not None and not other["random"])
-    rank = known.index(line["apart"])
-    return RAMP[min(len(RAMP) - 1, rank * len(RAMP) // len(known))]
+def shades(lines: Sequence[Row]) -> list[str]:
+    """The colour variables of training curves: by the rank of their pairs' distance in z; ink for the random pair."""
+    known = [place for place, line in enumerate(lines) if line["apart"] is not None and not line["random"]]
+    ranked = sorted(known, key=lambda place: lines[place]["apart"])
+    rank = {place: number * len(RAMP) // len(ranked) for number, place in enumerate(ranked)}
+    return [RAMP[rank[place]] if place in rank else "ink" for place in range(len(lines))]
 
 
 def dynamics(name: str, lines: Sequence[Row]) -> Markup:
@@ -249,7 +248,7 @@ def dynamics(name: str, lines: Sequence[Row]) -> Markup:
                 kept = thinned(len(step), most)
                 style = "--" if line["random"] else "-"
                 width = 1.8 if line["random"] else 1.1
-                axes.plot(step[kept], smooth[kept], style, color=STAND_IN[shade(line, lines)], linewidth=width)
+                axes.plot(step[kept], smooth[kept], style, color=STAND_IN[line["shade"]], linewidth=width)
             axes.set_title(PANELS[key], color=INK)
             axes.tick_params(axis="y", length=0)
             axes.margins(x=0.02)

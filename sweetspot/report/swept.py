@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sweetspot.component import key as key_of
+from sweetspot.distribution import expected_position
 from sweetspot.report import runs
 from sweetspot.report.cost import cost
 from sweetspot.report.effects import BASELINE, by_n, effects
@@ -17,6 +18,8 @@ from sweetspot.strategy import POINTS
 
 SETTINGS = Settings(resamples=2000, seed=0)
 POOLS = 3  # pools whose curves over n are drawn
+MOST_POSITIONS = 9  # in the figure of selection over n
+LADDER_END = 400  # samples a prompt, at which positions are put in order
 FEW = 5  # training curves that are named one by one
 GRID = 21  # pairs of the seven points
 SEEDS = ("seed",)
@@ -102,6 +105,7 @@ def _figures(rows: Sequence[Row], points: Sequence[Point], measure: str, of: Map
     by_setting = {row["setting"]: [one for one in rows if one["setting"] == row["setting"]] for row in rows}
     grids = {setting: own for setting, own in by_setting.items() if _is_grid(own)}
     lines = list(_curves(points, of))
+    lines = [{**line, "shade": shade} for line, shade in zip(lines, figures.shades(lines), strict=True)]
     return {
         "forest": figures.forest("result", rows, measure) if rows else None,
         "heats": [
@@ -145,9 +149,10 @@ def _rate(value: float) -> str:
 
 
 def positions(points: Sequence[Point]) -> list[str]:
-    """Those of the seven points that the sweep's strategies take, and max and min, the highest first."""
-    used = {position for point in points for position in point.positions} | {"max", "min"}
-    return [point for point in reversed(POINTS) if point in used]
+    """The positions that the sweep's strategies take, and max and min, the highest in a normal pool first."""
+    named = [point.positions for point in points if "chosen" in point.config["strategy"]]
+    used = {position for pair in named for position in pair if position != BASELINE} | {"max", "min"}
+    return sorted(used, key=lambda position: (-expected_position(position, LADDER_END).z, position))[:MOST_POSITIONS]
 
 
 def _done(jobs: Sequence[Job]) -> str:
@@ -222,13 +227,10 @@ def _curves(points: Sequence[Point], of: Mapping[Path, str]) -> Iterator[Row]:
 
 def _legend(lines: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """(colour variable, words) of the training curves: each by its name, or of many those of a shade together."""
-    from sweetspot.report.sweep_figures import shade
-
     if len(lines) <= FEW:
-        yield from ((shade(line, lines), line["name"]) for line in lines)
+        yield from ((line["shade"], line["name"]) for line in lines)
         return
-    shades = runs.grouped(sorted(lines, key=lambda line: line["apart"] or 0.0), lambda line: shade(line, lines))
-    for colour, group in sorted(shades.items(), reverse=True):  # from ramp5 to ramp1, and ink
+    for colour, group in sorted(runs.grouped(lines, lambda line: line["shade"]).items(), reverse=True):
         z = [line["apart"] for line in group if line["apart"] is not None]
         yield colour, "random pair" if colour == "ink" else f"{min(z):.1f} to {max(z):.1f}"
 
