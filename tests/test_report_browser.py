@@ -218,7 +218,7 @@ def test_what_is_wrong_with_a_page_is_found(opened: Open, tmp_path: Path) -> Non
     page = tmp_path / "page.html"
     page.write_text(
         "<script>console.error('a fault'); alert('hello'); undefined_name()</script><img src='https://example.com/a.png'>"
-        "<div style='width: 2000px'>wide</div><figure><svg role='img' width='200' height='100' style='overflow: visible'>"
+        "<div style='width: 2000px'>wide</div><figure><svg role='img' width='200' height='100' overflow='visible'>"
         "<text x='190' y='9'>sticks out</text></svg></figure>"
     )
     found = " ".join(problems(opened(page)))

@@ -71,8 +71,9 @@ def forest(name: str, rows: Sequence[Row], measure: str) -> Markup:
         axes.tick_params(axis="y", length=0, labelcolor=INK)
 
     told = "; ".join(f"{row['strategy']} {row['setting']} {signed(row['mean'])}" for row in ranked)
-    tall = 0.75 + 0.2 * len(ranked)
-    return cuts(draw, name, f"{UNITS[measure]} of {len(ranked)} policies, the highest first: {told}.", tall, tall)
+    alt = f"{UNITS[measure]} of {len(ranked)} policies, the highest first: {told}."
+    lines = 0.32 if any(row["setting"] for row in ranked) else 0.2  # inches a policy, whose name may take two lines
+    return cuts(draw, name, alt, 0.75 + 0.2 * len(ranked), 0.75 + lines * len(ranked))
 
 
 def label(row: Row, narrow: bool) -> str:
