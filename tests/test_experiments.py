@@ -6,6 +6,7 @@ One store serves all: the pool of the largest n, and every run that two experime
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,7 +36,11 @@ from experiments import (
     training_dynamics,
 )
 from experiments.runs import Point, Settings
+from sweetspot.report.words import signed
 from sweetspot.strategy import POINTS, paper_pairs
+from sweetspot.sweep import collect
+from sweetspot.sweep import folder as folders
+from sweetspot.sweep.outcome import Outcome
 from tests import study
 from tests.test_lm_eval import write_task
 
@@ -254,6 +259,20 @@ def test_a_study_is_a_command_that_reads_a_sweep_and_tells_what_is_missing(grid:
     nothing = subprocess.run([*command[:3], str(place)], cwd=study.ROOT, capture_output=True, text=True, check=False)
     assert nothing.returncode == 1
     assert nothing.stderr == f"error: a study reads folders with a manifest.json or a jobs.json, got {place}\n"
+
+
+def test_the_report_of_the_grid_shows_what_its_study_finds(grid: list[Point]) -> None:
+    sweep = folders.read(grid[0].folder.resolve().parent)
+    page = collect.write(sweep, {job.number: Outcome("done", "", "", "") for job in sweep.jobs})[-1].read_text()
+    heat = next(words for words in re.findall('aria-label="([^"]*)"', page) if words.startswith("Heat map of 21 pairs"))
+    found = pair_grid.study(grid, Settings(2000, 0), "reward").tables["pair_grid"]
+    assert len(found) == 22
+    for row in found:
+        star = "*" if row.get("than_random_p_holm", 1.0) < 0.05 else ""
+        assert row["strategy"] == "random" or f"{row['strategy']} {signed(row['mean'])}{star}" in re.split(
+            "[;:] |[.]$", heat
+        )
+    assert "22 of 22 points are done" in page
 
 
 def test_a_study_of_runs_that_did_not_get_so_far_says_so(grid: list[Point]) -> None:

@@ -170,7 +170,9 @@ def by_n(name: str, rows: Sequence[Row]) -> Markup:
 
 
 def _in_order(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row["position"] for row in rows))
+    """The positions, the one that lies highest at the largest n first."""
+    last = {row["position"]: row["z_mean"] for row in rows}
+    return sorted(last, key=lambda position: -last[position])
 
 
 def _colour(z: float) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from sweetspot.component import key as key_of
-from sweetspot.distribution import expected_position
 from sweetspot.report import runs
 from sweetspot.report.cost import cost
 from sweetspot.report.effects import BASELINE, by_n, effects
@@ -19,7 +18,6 @@ from sweetspot.strategy import POINTS
 SETTINGS = Settings(resamples=2000, seed=0)
 POOLS = 3  # pools whose curves over n are drawn
 MOST_POSITIONS = 9  # in the figure of selection over n
-LADDER_END = 400  # samples a prompt, at which positions are put in order
 FEW = 5  # training curves that are named one by one
 GRID = 21  # pairs of the seven points
 SEEDS = ("seed",)
@@ -149,10 +147,10 @@ def _rate(value: float) -> str:
 
 
 def positions(points: Sequence[Point]) -> list[str]:
-    """The positions that the sweep's strategies take, and max and min, the highest in a normal pool first."""
+    """The positions that the sweep's strategies take, and max and min; of many the seven points before others."""
     named = [point.positions for point in points if "chosen" in point.config["strategy"]]
     used = {position for pair in named for position in pair if position != BASELINE} | {"max", "min"}
-    return sorted(used, key=lambda position: (-expected_position(position, LADDER_END).z, position))[:MOST_POSITIONS]
+    return [*(point for point in POINTS if point in used), *sorted(used - {*POINTS})][:MOST_POSITIONS]
 
 
 def _done(jobs: Sequence[Job]) -> str:
@@ -273,8 +271,8 @@ def _point(job: Job, name: str, names: Sequence[str]) -> Row:
 
 def _lineage(sweep: Swept, points: Sequence[Point]) -> Iterator[tuple[str, str]]:
     yield "created", sweep.created
-    commits = dict.fromkeys(str(point.manifest["commit"]) for point in points)
-    yield "commit", ", ".join(commits) or str(sweep.commit)
+    commits = dict.fromkeys([point.manifest["commit"] for point in points] or [sweep.commit])
+    yield "commit", ", ".join(commit or "not in a git working tree" for commit in commits)
     yield "seeds", runs.seeds(points)
     yield "store", ", ".join(dict.fromkeys(str(point.store) for point in points))
     yield from (points[0].manifest["libraries"] if points else {}).items()
