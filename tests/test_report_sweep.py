@@ -85,7 +85,7 @@ def test_a_sweep_of_which_nothing_is_there_has_a_report(tmp_path: Path) -> None:
     page = written(sweep, **{"job-0": Outcome("failed", "<b>boom</b> \x1b[31m", "", "")})
     assert Page(page).headings == ["Points", "What is not done", "Cost", "Lineage"]
     assert "0 of 1 points are done" in page
-    assert "&lt;b&gt;boom&lt;/b&gt; ␛[31m" in page
+    assert "&lt;b&gt;boom&lt;/b&gt; \\x1b[31m" in page
 
 
 def test_a_sweep_whose_store_is_gone_still_tells_what_its_manifests_say(tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ def test_answers_before_and_after_are_those_of_the_scores_with_their_prompt(tmp_
     assert headings.count("Before: start") == headings.count("After: policy") == 8
 
 
-def test_a_character_that_nobody_would_see_is_shown_as_a_sign() -> None:
-    assert visible("a\x00b\x1bc\x7fd\x85e\r\nf\rg\th\n") == "a␀b␛c␡d\\u0085e\nf␍g\th\n"
+def test_a_character_that_nobody_would_see_is_shown_as_its_code() -> None:
+    assert visible("a\x00b\x1bc\x7fd\x85e\r\nf\rg\th\n") == "a\\x00b\\x1bc\\x7fd\\x85e\nf\\x0dg\th\n"
     assert visible("\ud83d \ude00\ufffe") == "\\ud83d \\ude00\\ufffe"
     assert visible("\U0001f600 \u05e9\u200f é") == "\U0001f600 \u05e9\u200f é"
 

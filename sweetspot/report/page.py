@@ -1,7 +1,7 @@
 """A page of the report: its template, what it shows of texts that anybody wrote, and its file.
 
 Texts are prompts, responses and messages of other programs. They are escaped, and a character that has no picture of
-its own (NUL, ESC, half a surrogate pair, ...) is shown as a sign for it, so that a page is valid HTML in UTF-8.
+its own (NUL, ESC, half a surrogate pair, ...) is shown as its code, so that a page is valid HTML in UTF-8.
 """
 
 import re
@@ -50,16 +50,14 @@ def replace(path: Path, page: str) -> Path:
 
 
 def visible(text: str) -> str:
-    """The text with a sign for each character that HTML cannot hold or nobody would see: ESC becomes U+241B, which
-    looks like it, half a surrogate pair and others their number (\\ud83d)."""
-    return UNSEEN.sub(_sign, text.replace("\r\n", "\n"))
+    """The text with its code for each character that HTML cannot hold or nobody would see: ESC becomes \\x1b, half a
+    surrogate pair \\ud83d."""
+    return UNSEEN.sub(_code, text.replace("\r\n", "\n"))
 
 
-def _sign(found: re.Match[str]) -> str:
+def _code(found: re.Match[str]) -> str:
     code = ord(found.group())
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"\\u{code:04x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def fitting(texts: Iterable[str]) -> int:
