@@ -62,9 +62,9 @@ def section(group: str, file: Path) -> Iterator[str]:
     """One choice: how it is chosen, what it is, what it builds on, and its keys."""
     text = file.read_text()
     lines = text.splitlines()
-    package_global = lines[0].startswith("# @package _global_")
     place = PLACES.get(group, group)
-    prefix = "" if package_global or not place else f"{place.rpartition('@')[2]}."
+    package = lines[0].removeprefix("# @package ") if lines[0].startswith("# @package ") else place.rpartition("@")[2]
+    prefix = "" if package in ("_global_", "") else f"{package}."
     if place:
         yield from (f"## `{place}={file.stem}`", "")
     for line in opening(lines):
@@ -99,8 +99,8 @@ def opening(lines: list[str]) -> Iterator[str]:
 
 def keys_of(text: str) -> Iterator[Key]:
     """Every key of a YAML file in its order: within mappings by dotted path, of the defaults each item."""
-    lines = text.splitlines()
-    for path, node, first in _values(yaml.compose(text)):
+    lines, composed = text.splitlines(), yaml.compose(text)
+    for path, node, first in _values(composed) if composed else ():  # a file may hold comments alone
         if path.startswith("defaults["):
             value = re.sub(r"\s+#.*", "", lines[first].strip().removeprefix("- "))
             yield Key(path, value, comment_at(lines, first, first, node.start_mark.column))

@@ -118,7 +118,8 @@ def test_the_configuration_reference_has_every_choice_and_key_with_its_comment(
         lines = path.read_text().splitlines()
         place = {"judge": "judge@eval.judge", "config": ""}.get(group, group)
         assert group == "config" or f"{place}={path.stem}" in words
-        prefix = "" if lines[0].startswith("# @package") or not place else f"{place.rpartition('@')[2]}."
+        package = re.match("# @package (.+)", lines[0])
+        prefix = f"{package[1] if package else place.rpartition('@')[2]}.".removeprefix("_global_.").lstrip(".")
         plain = yaml.safe_load("\n".join(lines)) or {}
         plain.pop("defaults", None)
         missing = [key for key in keys(plain) if f"{prefix}{key}" not in (text if " " in key else words)]

@@ -6,6 +6,7 @@ One store serves all: the pool of the largest n, and every run that two experime
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,7 +37,11 @@ from experiments import (
     training_dynamics,
 )
 from experiments.runs import Point, Settings
+from sweetspot.report.words import signed
 from sweetspot.strategy import POINTS, paper_pairs
+from sweetspot.sweep import collect
+from sweetspot.sweep import folder as folders
+from sweetspot.sweep.outcome import Outcome
 from tests import study
 from tests.test_lm_eval import write_task
 
@@ -277,6 +282,20 @@ def test_a_result_is_held_against_an_earlier_one_row_by_row(grid: list[Point], t
     assert told[0].startswith(f"pair_grid: {count - 1} of {count} means")
     assert f"{rows[1]['strategy']}" in told[1]
     assert told[1].endswith(" mean")
+
+
+def test_the_report_of_the_grid_shows_what_its_study_finds(grid: list[Point]) -> None:
+    sweep = folders.read(grid[0].folder.resolve().parent)
+    page = collect.write(sweep, {job.number: Outcome("done", "", "", "") for job in sweep.jobs})[-1].read_text()
+    heat = next(words for words in re.findall('aria-label="([^"]*)"', page) if words.startswith("Heat map of 21 pairs"))
+    found = pair_grid.study(grid, Settings(2000, 0), "reward").tables["pair_grid"]
+    assert len(found) == 22
+    for row in found:
+        star = "*" if row.get("than_random_p_holm", 1.0) < 0.05 else ""
+        assert row["strategy"] == "random" or f"{row['strategy']} {signed(row['mean'])}{star}" in re.split(
+            "[;:] |[.]$", heat
+        )
+    assert "22 of 22 points are done" in page
 
 
 def test_a_study_of_runs_that_did_not_get_so_far_says_so(grid: list[Point]) -> None:

@@ -194,7 +194,7 @@ def test_the_summary_on_the_terminal_is_plain(text: str, capsys: pytest.CaptureF
 
 def test_a_csv_gives_every_text_back(tmp_path: Path) -> None:
     rows = [{"text": text, "number": 1.5} for text in HOSTILE.values()]
-    output.write(output.Found({"t": rows}), tmp_path)
+    output.write(output.Found({"t": rows}), [], tmp_path)
     options = csv.ParseOptions(newlines_in_values=True)
     read = csv.read_csv(tmp_path / "t.csv", parse_options=options, read_options=csv.ReadOptions(block_size=1 << 20))
     assert read["text"].to_pylist() == list(HOSTILE.values())

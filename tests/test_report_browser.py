@@ -1,10 +1,11 @@
 """The reports in a real headless browser: whole, quick, legible on a phone and in print, whatever the texts say."""
 
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 FIGURES = {"run": 4, "hostile": 7, "sweep": 4}
 
-# Of each <figure>: the shown cut's width, height, and the marks (drawn shapes and letters) that have an extent.
+# Of each <figure>: the shown cut's width, height, the marks (drawn shapes and letters) and the letters that have an
+# extent, and the letters that stick out of the figure by more than a hair.
 DRAWN = """() => [...document.querySelectorAll("figure")].map(figure => {
   const shown = [...figure.querySelectorAll("svg[role=img]")].filter(svg => svg.getBoundingClientRect().width > 0);
   return shown.map(svg => {
     const extent = mark => { const box = mark.getBoundingClientRect(); return Math.max(box.width, box.height) > 1; };
     const box = svg.getBoundingClientRect();
     return [box.width, box.height, [...svg.querySelectorAll("path, text")].filter(extent).length,
-            [...svg.querySelectorAll("text")].filter(extent).length];
+            [...svg.querySelectorAll("text")].filter(extent).length,
+            [...svg.querySelectorAll("text")].map(word => [word.textContent, word.getBoundingClientRect()])
+              .filter(([, at]) => at.left < box.left - 4 || at.right > box.right + 4).map(([words]) => words).join()];
   });
 })"""
 
@@ -166,7 +170,7 @@ def problems(found: Opened) -> list[str]:
     blank = [
         f"figure {number}: {cuts}"
         for number, cuts in enumerate(figures)
-        if len(cuts) != 1 or min(cuts[0][:2]) < 40 or cuts[0][2] < 10 or cuts[0][3] < 3
+        if len(cuts) != 1 or min(cuts[0][:2]) < 40 or cuts[0][2] < 10 or cuts[0][3] < 3 or cuts[0][4]
     ]
     return [*found.said, *wide, *blank]
 
@@ -214,7 +218,8 @@ def test_what_is_wrong_with_a_page_is_found(opened: Open, tmp_path: Path) -> Non
     page = tmp_path / "page.html"
     page.write_text(
         "<script>console.error('a fault'); alert('hello'); undefined_name()</script><img src='https://example.com/a.png'>"
-        "<div style='width: 2000px'>wide</div><figure><svg role='img' width='200' height='100'></svg></figure>"
+        "<div style='width: 2000px'>wide</div><figure><svg role='img' width='200' height='100' overflow='visible'>"
+        "<text x='190' y='9'>sticks out</text></svg></figure>"
     )
     found = " ".join(problems(opened(page)))
     for words in (
@@ -225,7 +230,7 @@ def test_what_is_wrong_with_a_page_is_found(opened: Open, tmp_path: Path) -> Non
     ):
         assert words in found
     assert "2008 px on a screen of 1280" in found
-    assert "figure 0: [[200, 100, 0, 0]]" in found
+    assert "figure 0: [[200, 100, 1, 1, 'sticks out']]" in found
 
 
 def test_the_contrast_that_is_measured_is_that_of_the_colours(opened: Open, tmp_path: Path) -> None:
@@ -246,7 +251,7 @@ def test_hostile_texts_are_shown_as_text(pages: dict[str, Path], opened: Open) -
     assert shown == [HOSTILE[0]] * len(shown)
     assert len(shown) >= 6  # prompt, chosen and rejected of two rounds
     assert HOSTILE[1] in texts
-    assert "NUL ␀ ESC ␛[31mred␛[0m BEL ␇ DEL ␡ CSI \\u009b31m return ␍ tab \t end" in texts
+    assert r"NUL \x00 ESC \x1b[31mred\x1b[0m BEL \x07 DEL \x7f CSI \x9b31m return \x0d tab" + " \t end" in texts
     word = next(text for text in texts if text.startswith("xxx"))
     assert 1_000 < len(word) < 100_000
     assert "characters" in found.page.locator(".text + .role").first.text_content()
@@ -267,9 +272,27 @@ def test_right_to_left_texts_do_not_turn_the_page_around_them(opened: Open, tmp_
     assert places[0] == pytest.approx(places[1], abs=0.5)
 
 
-def test_half_a_surrogate_pair_in_a_manifest_is_shown_as_its_number(opened: Open, tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_in_a_manifest_is_shown_as_its_code(opened: Open, tmp_path: Path) -> None:
     manifest = make_run(tmp_path, "select")
     manifest.write_text(manifest.read_text().replace("python run.py", "\\ud83d <b>run.py</b>\\u0000"))
     found = opened(report.write(manifest))
-    assert found.page.locator("pre").first.text_content().startswith("\\ud83d <b>run.py</b>␀")
+    assert found.page.locator("pre").first.text_content().startswith("\\ud83d <b>run.py</b>\\x00")
     assert problems(found) == []
+
+
+def test_hostile_names_and_messages_are_shown_as_text(opened: Open, tmp_path: Path) -> None:
+    """Of a judge, an override, a command, and a job that failed: markup, control characters, 100 kB of one word."""
+    name = HOSTILE[0] + "\u202e\x1b" + WORD
+    manifest = make_run(tmp_path / "run")
+    facts = json.loads(manifest.read_text())
+    facts["evaluations"][0]["judges"][0]["name"] = name
+    manifest.write_text(json.dumps({**facts, "command": name, "warnings": [name]}))
+    made = make_sweep(tmp_path / "sweep", [("max", "min"), ("random", "random")])
+    jobs = [replace(job, overrides=(*job.overrides, f"data.path={name}{job.number}")) for job in made.jobs]
+    sweep = replace(made, command=name, jobs=tuple(jobs))
+    found = {0: Outcome("failed", name, "", ""), 1: Outcome("done", "", "", "")}
+    for path in (report.write(manifest), collect.write(sweep, found)[-1]):
+        page = opened(path, width=390)
+        assert problems(page) == []
+        assert HOSTILE[0] in page.page.locator("pre").first.text_content()
+        assert path.stat().st_size < 5_000_000

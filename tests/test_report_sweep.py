@@ -3,17 +3,24 @@
 import json
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sweetspot import manifest as manifests
+from sweetspot import report
+from sweetspot.logger import NoLogger
 from sweetspot.report.cost import cost
 from sweetspot.report.page import TEXTS, fitting, visible
 from sweetspot.report.words import pretty
+from sweetspot.stages import Run
+from sweetspot.store import Store
 from sweetspot.sweep import collect
 from sweetspot.sweep.folder import Sweep
 from sweetspot.sweep.outcome import Outcome
+from tests import tiny
 from tests.reported import make_run, make_sweep
 from tests.test_report import Page
 
@@ -78,7 +85,7 @@ def test_a_sweep_of_which_nothing_is_there_has_a_report(tmp_path: Path) -> None:
     page = written(sweep, **{"job-0": Outcome("failed", "<b>boom</b> \x1b[31m", "", "")})
     assert Page(page).headings == ["Points", "What is not done", "Cost", "Lineage"]
     assert "0 of 1 points are done" in page
-    assert "&lt;b&gt;boom&lt;/b&gt; ␛[31m" in page
+    assert "&lt;b&gt;boom&lt;/b&gt; \\x1b[31m" in page
 
 
 def test_a_sweep_whose_store_is_gone_still_tells_what_its_manifests_say(tmp_path: Path) -> None:
@@ -142,15 +149,26 @@ def test_cost_is_added_up_over_runs_by_stage_devices_and_price() -> None:
     assert cost(runs, None).of(1.0) is None
 
 
-def test_a_price_and_a_paid_judge_are_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("visible", "devices", "nodes", "counted"), [("0,1", None, 1, 2), ("0,1", 1, 3, 3), ("", 4, 2, 2)]
+)
+def test_a_manifest_counts_the_gpus_of_all_nodes_or_the_machines_without(
+    visible: str, devices: int | None, nodes: int, counted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    launch = tiny.launch(devices=devices, nodes=nodes)
+    run = Run(Store(tmp_path), tmp_path, launch, NoLogger().open(tmp_path, {}, ""), remake_corrupt=False)
+    found = manifests.of_run(run, {"until": "score"}, "python run.py", datetime.now(UTC))
+    assert found["devices"] == counted
+
+
+def test_a_price_is_shown(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, [("max", "min"), ("random", "random")])
     page = written(replace(sweep, launcher={"price_per_device_hour": 2.0}))
     assert "0.256 device-hours, 0.51 at 2 a device-hour." in page  # 2 x 461.3 s
 
 
 def test_answers_before_and_after_are_those_of_the_scores_with_their_prompt(tmp_path: Path) -> None:
-    from sweetspot import report
-
     page = Page(report.write(make_run(tmp_path)).read_text())
     words = [text for tag, text in page.words if tag == "div"]
     assert words.count("Blue, 0.") == words.count("Green, 0.") >= 7  # the eighth may be the first prompt, of markup
@@ -159,8 +177,8 @@ def test_answers_before_and_after_are_those_of_the_scores_with_their_prompt(tmp_
     assert headings.count("Before: start") == headings.count("After: policy") == 8
 
 
-def test_a_character_that_nobody_would_see_is_shown_as_a_sign() -> None:
-    assert visible("a\x00b\x1bc\x7fd\x85e\r\nf\rg\th\n") == "a␀b␛c␡d\\u0085e\nf␍g\th\n"
+def test_a_character_that_nobody_would_see_is_shown_as_its_code() -> None:
+    assert visible("a\x00b\x1bc\x7fd\x85e\r\nf\rg\th\n") == "a\\x00b\\x1bc\\x7fd\\x85e\nf\\x0dg\th\n"
     assert visible("\ud83d \ude00\ufffe") == "\\ud83d \\ude00\\ufffe"
     assert visible("\U0001f600 \u05e9\u200f é") == "\U0001f600 \u05e9\u200f é"
 

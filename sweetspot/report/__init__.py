@@ -1,7 +1,7 @@
 """The report of a run, report.html beside its manifest.json; that of a sweep; and the summary on the terminal."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from sweetspot.report.answers import read_answers
 from sweetspot.report.cost import cost
 from sweetspot.report.results import evaluated
 from sweetspot.report.rows import Shown, points, read_history, read_scored, read_shown
+from sweetspot.report.runs import artefacts
 from sweetspot.report.summary import sections, summary, verdict
 from sweetspot.report.swept import Job, Swept, facts
 
@@ -53,7 +54,7 @@ def write(manifest_path: Path) -> Path:
         evaluations=evaluations,
         cost=cost([manifest], launcher.get("price_per_device_hour")),
         limit=page.fitting(one for prompt in shown for one in prompt.texts),
-        keys=list(keys(manifest)),
+        keys=list(artefacts(manifest)),
         config=yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True, width=100)[:CONFIGURATION],
     )
     return page.replace(manifest_path.with_name("report.html"), text)
@@ -83,6 +84,7 @@ def _round(turn: int, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
         "multiples": _multiples(f"{name}-prompts", shown),
         "shown": shown,
         "training": figures.training(f"{name}-training", history) if history else None,
+        "logps": bool(history) and "logps/chosen" in history[0],
         "steps": len(history),
         "dots": figures.DOTS,
         "window": figures.smoothing_window(len(history)),
@@ -105,15 +107,3 @@ def _evaluation(number: int, found: Mapping[str, Any], manifest: Mapping[str, An
     figure = figures.held_out(at, found["judges"]) if found["kind"] == "held_out" else None
     shown = read_answers(Path(manifest["store"]), found)
     return {**found, "at": at, "figure": figure, "section": evaluated(found), "shown": shown}
-
-
-def keys(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(what, key, place in the store) of every artefact of the run."""
-    if "sft" in manifest:
-        yield "fine-tuned start model", manifest["sft"]["key"], manifest["sft"]["folder"]
-    for turn, found in enumerate(manifest["rounds"], 1):
-        of_round = f"round {turn} " if len(manifest["rounds"]) > 1 else ""
-        for name, part in found.items():
-            yield of_round + name, part["key"], part.get("folder") or part["path"]
-    for found in manifest["evaluations"]:
-        yield found["name"], found["key"], found["path"]

@@ -25,7 +25,8 @@ def read_answers(store: Path, found: Mapping[str, Any]) -> list[Shown]:
     if found["kind"] not in JUDGED or not (store / found["path"]).exists():
         return []
     rows = read_tile(store / found["path"], SCORES)[0].drop_columns(["orders"]).to_pylist()
-    first = {row["prompt_id"]: row for row in sorted(rows, key=lambda row: row["sample_index"] or 0, reverse=True)}
+    judged = [row for row in rows if row["preference"] is not None]
+    first = {row["prompt_id"]: row for row in sorted(judged, key=lambda row: row["sample_index"] or 0, reverse=True)}
     ranked = sorted(first.values(), key=lambda row: (gain(row), row["prompt_id"]))
     picked = [ranked[place] for place in spaced(len(ranked)).to_pylist()]
     asked = prompts(store, found, list(dict.fromkeys(row["prompt_id"] for row in rows)))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sweetspot.report.rows import Place, Scored, Shown
 from sweetspot.report.svg import BARS, CHOSEN, INK, LINE, MUTED, PAPER, REJECTED, Floats, apart, cuts
-from sweetspot.report.words import absent, in_sd, percent, pretty, signed
+from sweetspot.report.words import absent, in_sd, percent, pretty, shortened, signed
 from sweetspot.strategy import POINTS, FiniteRewards, Position
 
 SIDES = {"chosen": (CHOSEN, "^"), "rejected": (REJECTED, "v")}  # colour and marker
@@ -110,8 +110,8 @@ def training(name: str, history: Sequence[dict[str, Any]]) -> Markup:
     logps = {f"logps/{side}": colour for side, (colour, _) in SIDES.items()}
     panels: list[tuple[str, dict[str, str], float | None]] = [
         ("loss", {"loss": CHOSEN}, history[0]["loss"]),
-        ("margin of the implicit rewards, chosen \N{MINUS SIGN} rejected", {"rewards/margin": CHOSEN}, 0.0),
-        ("log-probability of chosen and rejected (nats)", logps, None),
+        ("margin of the implicit rewards", {"rewards/margin": CHOSEN}, 0.0),
+        ("log-probabilities (nats)", logps, None),
     ]
     panels = panels if logps.keys() <= history[0].keys() else panels[:2]
     shown = thinned(len(history), DOTS)
@@ -170,7 +170,7 @@ def held_out(name: str, judges: Sequence[dict[str, Any]]) -> Markup:
             scale = judge["difference_sd"] / judge["difference"] if scaled else 1.0
             _interval(gains, row, _column([judge], "low", "difference", "high") * scale, colour)
             _interval(wins, row, _column([judge], "win_rate_low", "win_rate", "win_rate_high") * 100, colour)
-        names = [judge["name"] for judge in judges]
+        names = [shortened(judge["name"], 16 if narrow else 32) for judge in judges]
         for axes, level, title in ((gains, 0, f"difference of mean reward ({unit})"), (wins, 50, "win rate (%)")):
             axes.axvline(level, color=MUTED, linewidth=1, zorder=0)
             axes.set_title(title, color=INK)

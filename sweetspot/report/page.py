@@ -1,7 +1,7 @@
 """A page of the report: its template, what it shows of texts that anybody wrote, and its file.
 
 Texts are prompts, responses and messages of other programs. They are escaped, and a character that has no picture of
-its own (NUL, ESC, half a surrogate pair, ...) is shown as a sign for it, so that a page is valid HTML in UTF-8.
+its own (NUL, ESC, half a surrogate pair, ...) is shown as its code, so that a page is valid HTML in UTF-8.
 """
 
 import re
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import escape
+from markupsafe import Markup, escape
 
 from sweetspot.report.words import count, duration, hours, in_sd, number, percent, pretty, signed
 
 LONGEST = 20_000  # characters of a text that are shown, fewer where all texts together would pass
+BRIEF = 1_000  # characters of all others, names and messages
 TEXTS = 2_500_000  # bytes of a page's texts
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
@@ -25,12 +26,20 @@ def render(template: str, **facts: Any) -> str:
         loader=FileSystemLoader(Path(__file__).parents[1]),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_brief,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     shows = (count, duration, hours, in_sd, number, percent, pretty, signed)
     environment.filters |= {show.__name__: show for show in shows}
     return environment.get_template(template).render(**facts)
+
+
+def _brief(value: Any) -> Any:
+    """Names, commands and messages that no reader needs whole; what the template has escaped itself stays whole."""
+    if not isinstance(value, str) or isinstance(value, Markup) or len(value) <= BRIEF:
+        return value
+    return value[:BRIEF] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def replace(path: Path, page: str) -> Path:
@@ -41,16 +50,14 @@ def replace(path: Path, page: str) -> Path:
 
 
 def visible(text: str) -> str:
-    """The text with a sign for each character that HTML cannot hold or nobody would see: ESC becomes U+241B, which
-    looks like it, half a surrogate pair and others their number (\\ud83d)."""
-    return UNSEEN.sub(_sign, text.replace("\r\n", "\n"))
+    """The text with its code for each character that HTML cannot hold or nobody would see: ESC becomes \\x1b, half a
+    surrogate pair \\ud83d."""
+    return UNSEEN.sub(_code, text.replace("\r\n", "\n"))
 
 
-def _sign(found: re.Match[str]) -> str:
+def _code(found: re.Match[str]) -> str:
     code = ord(found.group())
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"\\u{code:04x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def fitting(texts: Iterable[str]) -> int:

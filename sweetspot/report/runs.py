@@ -1,6 +1,6 @@
 """Runs side by side, from their manifests and the store that they name: what each is worth, on the same prompts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -243,3 +243,15 @@ def effect(points: Sequence[Point], values: Floats, measure: str, settings: Sett
 def seeds(points: Sequence[Point]) -> str:
     """The seeds of the runs, as they are told."""
     return ", ".join(str(seed) for seed in sorted({point.seed for point in points}))
+
+
+def artefacts(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(what, key, place in the store) of every artefact of the run."""
+    if "sft" in manifest:
+        yield "fine-tuned start model", manifest["sft"]["key"], manifest["sft"]["folder"]
+    for turn, found in enumerate(manifest["rounds"], 1):
+        of_round = f"round {turn} " if len(manifest["rounds"]) > 1 else ""
+        for name, part in found.items():
+            yield of_round + name, part["key"], part.get("folder") or part["path"]
+    for found in manifest["evaluations"]:
+        yield found["name"], found["key"], found["path"]

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ def cuts(draw: Draw, name: str, alt: str, wide_height: float, narrow_height: flo
 
 def _svg(draw: Draw, narrow: bool, name: str, alt: str, width: float, height: float) -> Markup:
     """One cut as an SVG element, its ids made its own, its colours variables, its size that of the page."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # letters stay letters: the page has the font
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure, narrow)

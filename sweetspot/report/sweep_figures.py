@@ -26,12 +26,13 @@ from sweetspot.report.svg import (
     apart,
     cuts,
 )
-from sweetspot.report.words import in_sd, number, pretty, signed
+from sweetspot.report.words import in_sd, number, pretty, shortened, signed
 from sweetspot.statistics import ALPHA
 from sweetspot.strategy import POINTS
 
 Row = Mapping[str, Any]
 MOST_ROWS = 60  # policies in one figure
+MIDDLE = 0.25  # z, within which a position lies in the middle
 MOST_VERTICES = 6_000  # of all training curves in a panel
 UNITS = {"reward": "gain of the judge's reward", "win_rate": "win rate (%)"}
 PANELS = {
@@ -70,14 +71,15 @@ def forest(name: str, rows: Sequence[Row], measure: str) -> Markup:
         axes.tick_params(axis="y", length=0, labelcolor=INK)
 
     told = "; ".join(f"{row['strategy']} {row['setting']} {signed(row['mean'])}" for row in ranked)
-    tall = 0.75 + 0.2 * len(ranked)
-    return cuts(draw, name, f"{UNITS[measure]} of {len(ranked)} policies, the highest first: {told}.", tall, tall)
+    alt = f"{UNITS[measure]} of {len(ranked)} policies, the highest first: {told}."
+    lines = 0.32 if any(row["setting"] for row in ranked) else 0.2  # inches a policy, whose name may take two lines
+    return cuts(draw, name, alt, 0.75 + 0.2 * len(ranked), 0.75 + lines * len(ranked))
 
 
 def label(row: Row, narrow: bool) -> str:
     """A policy's name in a figure."""
     name = pretty(row["strategy"])
-    setting = row["setting"] if len(row["setting"]) <= 40 else row["setting"][:39] + "\N{HORIZONTAL ELLIPSIS}"
+    setting = shortened(row["setting"], 20 if narrow else 40)
     return f"{name}{chr(10) if narrow else '  '}{setting}" if setting else name
 
 
@@ -147,7 +149,7 @@ def by_n(name: str, rows: Sequence[Row]) -> Markup:
         ):
             ends = [part[-1][f"{prefix}mean"] for part in shown.values()]
             for (position, part), end in zip(shown.items(), _ends(ends, narrow), strict=True):
-                _band(axes, part, prefix, _colour(position))
+                _band(axes, part, prefix, _colour(own[position][-1]["z_mean"]))
                 axes.annotate(
                     pretty(position), (1.02, end), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8
                 )
@@ -168,13 +170,14 @@ def by_n(name: str, rows: Sequence[Row]) -> Markup:
 
 
 def _in_order(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row["position"] for row in rows))
+    """The positions, the one that lies highest at the largest n first."""
+    last = {row["position"]: row["z_mean"] for row in rows}
+    return sorted(last, key=lambda position: -last[position])
 
 
-def _colour(position: str) -> str:
-    if position not in POINTS or position == "mu":
-        return INK
-    return CHOSEN if POINTS.index(position) > POINTS.index("mu") else REJECTED
+def _colour(z: float) -> str:
+    """Of a position: that of chosen above the middle, of rejected below."""
+    return INK if abs(z) < MIDDLE else CHOSEN if z > 0 else REJECTED
 
 
 def _ends(ends: Sequence[float], narrow: bool) -> list[float]:
@@ -211,7 +214,9 @@ def trained(name: str, rows: Sequence[Row], measure: str) -> Markup:
             shift = 1.03 ** (place - (len(groups) - 1) / 2)  # beside one another, so that intervals do not hide
             n, mean, low, high = (_column(part, key) for key in ("n", "mean", "low", "high"))
             axes.errorbar(n * shift, mean, [mean - low, high - mean], color=colour, marker="o", markersize=4, capsize=2)
-            axes.annotate(named, (1.02, end), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8)
+            axes.annotate(
+                shortened(named, 24), (1.02, end), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8
+            )
         axes.set_xscale("log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
@@ -221,13 +226,12 @@ def trained(name: str, rows: Sequence[Row], measure: str) -> Markup:
     return cuts(draw, name, f"{UNITS[measure]} over n: {told}.", 3.2, 3.2)
 
 
-def shade(line: Row, lines: Sequence[Row]) -> str:
-    """The colour variable of a training curve: by the distance of its pair in z among all; ink for the random pair."""
-    if line["random"] or line["apart"] is None:
-        return "ink"
-    known = sorted(other["apart"] for other in lines if other["apart"] is not None and not other["random"])
-    rank = known.index(line["apart"])
-    return RAMP[min(len(RAMP) - 1, rank * len(RAMP) // len(known))]
+def shades(lines: Sequence[Row]) -> list[str]:
+    """The colour variables of training curves: by the rank of their pairs' distance in z; ink for the random pair."""
+    known = [place for place, line in enumerate(lines) if line["apart"] is not None and not line["random"]]
+    ranked = sorted(known, key=lambda place: lines[place]["apart"])
+    rank = {place: number * len(RAMP) // len(ranked) for number, place in enumerate(ranked)}
+    return [RAMP[rank[place]] if place in rank else "ink" for place in range(len(lines))]
 
 
 def dynamics(name: str, lines: Sequence[Row]) -> Markup:
@@ -247,7 +251,7 @@ def dynamics(name: str, lines: Sequence[Row]) -> Markup:
                 kept = thinned(len(step), most)
                 style = "--" if line["random"] else "-"
                 width = 1.8 if line["random"] else 1.1
-                axes.plot(step[kept], smooth[kept], style, color=STAND_IN[shade(line, lines)], linewidth=width)
+                axes.plot(step[kept], smooth[kept], style, color=STAND_IN[line["shade"]], linewidth=width)
             axes.set_title(PANELS[key], color=INK)
             axes.tick_params(axis="y", length=0)
             axes.margins(x=0.02)

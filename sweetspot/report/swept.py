@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweetspot.component import key as key_of
 from sweetspot.report import runs
 from sweetspot.report.cost import cost
 from sweetspot.report.effects import BASELINE, by_n, effects
@@ -16,6 +17,7 @@ from sweetspot.strategy import POINTS
 
 SETTINGS = Settings(resamples=2000, seed=0)
 POOLS = 3  # pools whose curves over n are drawn
+MOST_POSITIONS = 9  # in the figure of selection over n
 FEW = 5  # training curves that are named one by one
 GRID = 21  # pairs of the seven points
 SEEDS = ("seed",)
@@ -69,7 +71,7 @@ def facts(sweep: Swept, jobs: Sequence[Job]) -> Row:
     names = dict.fromkeys(one["name"] for job in jobs if job.manifest for one in job.manifest["evaluations"])
     settings = _settings(jobs)
     of_setting = {Path(job.name): setting for job, setting in zip(jobs, settings, strict=True)}
-    points = [Point(Path(job.name), job.manifest) for job in jobs if job.manifest and _has_store(job.manifest)]
+    points = [Point(Path(job.name), job.manifest) for job in jobs if job.manifest and _readable(job.manifest)]
     measure = _measure(points)
     groups = runs.grouped(_evaluated(points), lambda point: (of_setting[point.folder], _prompts(point, measure)))
     worth = {setting: effects(group, measure, SETTINGS) for (setting, _), group in groups.items()}
@@ -101,6 +103,7 @@ def _figures(rows: Sequence[Row], points: Sequence[Point], measure: str, of: Map
     by_setting = {row["setting"]: [one for one in rows if one["setting"] == row["setting"]] for row in rows}
     grids = {setting: own for setting, own in by_setting.items() if _is_grid(own)}
     lines = list(_curves(points, of))
+    lines = [{**line, "shade": shade} for line, shade in zip(lines, figures.shades(lines), strict=True)]
     return {
         "forest": figures.forest("result", rows, measure) if rows else None,
         "heats": [
@@ -144,9 +147,10 @@ def _rate(value: float) -> str:
 
 
 def positions(points: Sequence[Point]) -> list[str]:
-    """Those of the seven points that the sweep's strategies take, and max and min, the highest first."""
-    used = {position for point in points for position in point.positions} | {"max", "min"}
-    return [point for point in reversed(POINTS) if point in used]
+    """The positions that the sweep's strategies take, and max and min; of many the seven points before others."""
+    named = [point.positions for point in points if "chosen" in point.config["strategy"]]
+    used = {position for pair in named for position in pair if position != BASELINE} | {"max", "min"}
+    return [*(point for point in POINTS if point in used), *sorted(used - {*POINTS})][:MOST_POSITIONS]
 
 
 def _done(jobs: Sequence[Job]) -> str:
@@ -157,8 +161,10 @@ def _name(row: Row) -> str:
     return pretty(row["strategy"]) + (f" with {row['setting']}" if row["setting"] else "")
 
 
-def _has_store(manifest: Mapping[str, Any]) -> bool:
-    return "store" in manifest and Path(manifest["store"]).is_dir()
+def _readable(manifest: Mapping[str, Any]) -> bool:
+    """Whether the store still has what the manifest names."""
+    store = manifest.get("store")
+    return store is not None and all((Path(store) / place).exists() for _, _, place in runs.artefacts(manifest))
 
 
 def _settings(jobs: Sequence[Job]) -> list[str]:
@@ -166,14 +172,20 @@ def _settings(jobs: Sequence[Job]) -> list[str]:
     given = [dict(one.lstrip("+").split("=", 1) for one in job.overrides if "=" in one) for job in jobs]
     keys = dict.fromkeys(key for one in given for key in one if key not in (*STRATEGIES, *SEEDS))
     varied = [key for key in keys if len({one.get(key) for one in given}) > 1]
-    return [" ".join(f"{key}={one[key]}" for key in varied if key in one) for one in given]
+    return [" ".join(f"{key}={_short(one[key])}" for key in varied if key in one) for one in given]
+
+
+def _short(value: str) -> str:
+    """A value as it is told: a long one by its beginning and its key."""
+    return value if len(value) <= 60 else f"{value[:40]}\N{HORIZONTAL ELLIPSIS}{key_of(value)}"
 
 
 def _names(jobs: Sequence[Job]) -> list[str]:
     """The overrides in which each job differs from others, or its folder where they do not."""
     given = [set(job.overrides) for job in jobs]
     shared = set.intersection(*given) if given else set[str]()
-    return [" ".join(one for one in job.overrides if one not in shared) or job.name for job in jobs]
+    own = [" ".join(_short(one) for one in job.overrides if one not in shared) for job in jobs]
+    return [name or job.name for name, job in zip(own, jobs, strict=True)]
 
 
 def _measure(points: Sequence[Point]) -> str:
@@ -195,7 +207,7 @@ def _is_grid(rows: Sequence[Row]) -> bool:
 
 
 def _largest_pools(points: Sequence[Point]) -> list[Point]:
-    scored = [point for point in points if point.part("rewards") and point.n > 2]
+    scored = [point for point in points if point.part("rewards").get("mean") is not None and point.n > 2]
     uniform = [point for point in scored if point.config["sampler"]["budget"] == "uniform"]
     return runs.pools(uniform)[:POOLS] if uniform else []
 
@@ -213,13 +225,10 @@ def _curves(points: Sequence[Point], of: Mapping[Path, str]) -> Iterator[Row]:
 
 def _legend(lines: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """(colour variable, words) of the training curves: each by its name, or of many those of a shade together."""
-    from sweetspot.report.sweep_figures import shade
-
     if len(lines) <= FEW:
-        yield from ((shade(line, lines), line["name"]) for line in lines)
+        yield from ((line["shade"], line["name"]) for line in lines)
         return
-    shades = runs.grouped(sorted(lines, key=lambda line: line["apart"] or 0.0), lambda line: shade(line, lines))
-    for colour, group in sorted(shades.items(), reverse=True):  # from ramp5 to ramp1, and ink
+    for colour, group in sorted(runs.grouped(lines, lambda line: line["shade"]).items(), reverse=True):
         z = [line["apart"] for line in group if line["apart"] is not None]
         yield colour, "random pair" if colour == "ink" else f"{min(z):.1f} to {max(z):.1f}"
 
@@ -262,8 +271,8 @@ def _point(job: Job, name: str, names: Sequence[str]) -> Row:
 
 def _lineage(sweep: Swept, points: Sequence[Point]) -> Iterator[tuple[str, str]]:
     yield "created", sweep.created
-    commits = dict.fromkeys(str(point.manifest["commit"]) for point in points)
-    yield "commit", ", ".join(commits) or str(sweep.commit)
+    commits = dict.fromkeys([point.manifest["commit"] for point in points] or [sweep.commit])
+    yield "commit", ", ".join(commit or "not in a git working tree" for commit in commits)
     yield "seeds", runs.seeds(points)
     yield "store", ", ".join(dict.fromkeys(str(point.store) for point in points))
     yield from (points[0].manifest["libraries"] if points else {}).items()

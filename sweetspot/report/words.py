@@ -82,3 +82,8 @@ def pretty(positions: str) -> str:
     for pattern, letter in greek.items():
         positions = re.sub(pattern, letter, positions)
     return positions
+
+
+def shortened(name: str, most: int) -> str:
+    """A name as a figure has room for it."""
+    return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
