@@ -20,7 +20,7 @@ from sweetspot.store import read_tile
 from tests.hostile import HOSTILE, STEERING
 from tests.test_logger import ROOT, history, records
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wandb")]  # one process makes the sweep
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 SIZES, STRATEGIES = (4, 6, 8), ("max_min", "random", "mu_minus_2sigma")
 NAMES = ["rewards/reward", "rewards/z", *(f"pairs/{side}_{what}" for what in ("reward", "z") for side in SIDES)]
@@ -66,7 +66,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, tiny_rewa
     environment |= {"HF_HUB_OFFLINE": "1", "WANDB_API_KEY": SECRET, "WANDB_MODE": "offline"}
     shared = ["model=other", f"model.path={tiny_policy}", "model.system_prompt=Answer like Rosebud", "data=jsonl"]
     shared += [f"data.path={place}/prompts.jsonl", "data.held_out_share=0", "sampler=transformers", "eval=none"]
-    shared += ["sampler.max_tokens=8", "sampler.tile_samples=8", "sampler.max_prompt_tokens=128", "launch.threads=1"]
+    shared += ["sampler.max_tokens=8", "sampler.tile_samples=8", "sampler.max_prompt_tokens=192", "launch.threads=1"]
     shared += ["reward_model=sequence_classifier", f"reward_model.path={tiny_reward}", "dpo.epochs=1"]
     shared += ["logger=[wandb,jsonl]", f"store={place}/store"]
     axes = [f"n_samples={','.join(map(str, SIZES))}", f"strategy={','.join(STRATEGIES)}"]
