@@ -1,5 +1,6 @@
 """Configuration: every file of conf/ composes and builds, every key has a comment, every wrong value gets one line."""
 
+import os
 import re
 import subprocess
 import sys
@@ -225,7 +226,9 @@ def test_an_unknown_key_or_choice_is_refused_by_hydra() -> None:
 
 
 def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "run.py", *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+    unknown = {**os.environ, "NETRC": "/nowhere", "WANDB_API_KEY": ""}
+    words = [sys.executable, "run.py", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=unknown, check=False)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +241,7 @@ def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["n_samples=1"], ["n_samples", "got 1"]),
         (["data=jsonl", "data.path=nowhere.jsonl"], ["data.path must be an existing file, got nowhere.jsonl"]),
         (["data=imported", "data.pool=abc"], ["data.pool must be the key of an imported pool", "got abc"]),
+        (["logger=wandb", "logger.wandb.mode=online"], ["logger.wandb.mode", "without a W&B key", "got online"]),
         (["store=README.md/store"], ["store must be a folder that can be written, got README.md/store"]),
         (["hydra.run.dir=README.md/run"], ["Not a directory", "README.md/run"]),
     ],

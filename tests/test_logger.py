@@ -17,6 +17,7 @@ import pytest
 
 from sweetspot.component import build, to_config
 from sweetspot.logger import Logs, check, open_all
+from sweetspot.logger import wandb_logger as wandb_logger_module
 from sweetspot.logger.jsonl import JsonlLogger
 from sweetspot.logger.private import Private
 from sweetspot.logger.wandb_logger import WandbLogger, WandbRun
@@ -105,6 +106,13 @@ def test_a_key_in_netrc_counts_for_its_host_only(tmp_path: Path, monkeypatch: py
     assert wandb_logger().resolved_mode() == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
     assert wandb_logger().resolved_mode() == "offline"
+
+
+@pytest.mark.usefixtures("no_key")
+def test_a_broken_netrc_is_named(tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("no netrc at all")
+    with pytest.raises(ValueError, match=r"logger.wandb: .*netrc must be a netrc file, got "):
+        check({"wandb": wandb_logger()})
 
 
 @pytest.mark.usefixtures("no_key")
@@ -258,7 +266,8 @@ SECRET = "0123456789abcdef0123456789abcdef01234567"
 def opened(folder: Path, config: dict[str, Any] | None = None, **changed: Any) -> tuple[Logs, WandbRun]:
     """A run that is logged to W&B, and its sink."""
     pytest.importorskip("wandb")
-    logs = open_all({"wandb": wandb_logger(mode="offline", **changed)}, folder, config or {}, "run", [])
+    logger = wandb_logger(**{"mode": "offline", **changed})
+    logs = open_all({"wandb": logger}, folder, config or {}, "run", [])
     sink = logs.sinks["wandb"]
     assert isinstance(sink, WandbRun)
     return logs, sink
@@ -340,8 +349,44 @@ def test_a_server_that_does_not_answer_ends_no_run(tmp_path: Path, monkeypatch: 
         logs.log({"step": 1})
         logs.close({}, [])
     assert time.monotonic() - started < 30
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert len(logs.warnings) == 1
     assert logs.warnings[0].startswith("logging to wandb ended: ")
+
+
+@pytest.mark.slow
+def test_a_run_without_pairs_and_one_that_is_switched_off_end_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for mode in ("offline", "disabled"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        (tmp_path / f"{mode}.json").write_text("{}")
+        logs, _ = opened(tmp_path / mode, mode="auto")
+        logs.table("pairs", pa.table({"prompt_id": pa.array([], pa.string())}))
+        logs.histogram("rewards/z", np.array([np.nan]))
+        logs.close({"made": 1}, [tmp_path / f"{mode}.json"])
+        assert logs.warnings == []
+    assert len(offline_files(tmp_path / "offline")) == 1
+    assert not list((tmp_path / "disabled").rglob("*.wandb"))
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_does_not_wait_long_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_logger_module, "LEAVING_SECONDS", 1.0)
+    logs, sink = opened(tmp_path)
+    core = the_core(sink.process.pid)
+    os.kill(core, signal.SIGSTOP)
+    started = time.monotonic()
+    try:
+        raise RuntimeError
+    except RuntimeError:
+        logs.close({}, [])
+    assert time.monotonic() - started < 10
+    assert "no answer within 1 s" in logs.warnings[0]
+    os.kill(core, signal.SIGCONT)
+    assert sink.process.wait(60) == 0
+    found = records(offline_files(tmp_path)[0])
+    assert next(one.exit.exit_code for one in found if one.WhichOneof("record_type") == "exit") == 1
 
 
 @pytest.mark.slow

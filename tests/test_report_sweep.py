@@ -11,7 +11,7 @@ import pytest
 
 from sweetspot import manifest as manifests
 from sweetspot import report
-from sweetspot.logger import NoLogger
+from sweetspot.logger import Logs
 from sweetspot.report.cost import cost
 from sweetspot.report.page import TEXTS, fitting, visible
 from sweetspot.report.words import pretty
@@ -157,7 +157,7 @@ def test_a_manifest_counts_the_gpus_of_all_nodes_or_the_machines_without(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     launch = tiny.launch(devices=devices, nodes=nodes)
-    run = Run(Store(tmp_path), tmp_path, launch, NoLogger().open(tmp_path, {}, ""), remake_corrupt=False)
+    run = Run(Store(tmp_path), tmp_path, launch, Logs({}), remake_corrupt=False)
     found = manifests.of_run(run, {"until": "score"}, "python run.py", datetime.now(UTC))
     assert found["devices"] == counted
 

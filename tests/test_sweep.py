@@ -288,6 +288,15 @@ def test_without_sbatch_nothing_is_made(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("sweep/*/"))
 
 
+def test_a_logger_that_cannot_be_opened_is_refused_before_anything_is_submitted(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    words = ["n_samples=5,20", "logger=[wandb,jsonl]", "logger.wandb.mode=online"]
+    ended = command(tmp_path, words, NETRC="/nowhere", WANDB_API_KEY="")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: logger.wandb.mode must be auto or offline without a W&B key")
+    assert not list((tmp_path / "sweep").glob("*/")) and not (tmp_path / "store").exists()
+
+
 def command(folder: Path, words: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
     arguments = [sys.executable, "run.py", "-m", f"store={folder}/store", f"hydra.sweep.dir={folder}/sweep", *words]
     env = {**os.environ, **environment}

@@ -20,7 +20,7 @@ from sweetspot.store import read_tile
 from tests.hostile import HOSTILE, STEERING
 from tests.test_logger import ROOT, history, records
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wandb")]  # one process makes the sweep
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 SIZES, STRATEGIES = (4, 6, 8), ("max_min", "random", "mu_minus_2sigma")
 NAMES = ["rewards/reward", "rewards/z", *(f"pairs/{side}_{what}" for what in ("reward", "z") for side in SIDES)]
@@ -28,11 +28,12 @@ NAMES = ["rewards/reward", "rewards/z", *(f"pairs/{side}_{what}" for what in ("r
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep that has ended: its folder, its store, and what was printed."""
+    """A sweep that has ended: its folder, its store, what was printed, and what a run did whose logs all failed."""
 
     folder: Path
     store: Path
     said: str
+    broken: str
 
     def files(self, job: str) -> list[Path]:
         """The offline files of a job, the first turn first."""
@@ -65,7 +66,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, tiny_rewa
     environment |= {"HF_HUB_OFFLINE": "1", "WANDB_API_KEY": SECRET, "WANDB_MODE": "offline"}
     shared = ["model=other", f"model.path={tiny_policy}", "model.system_prompt=Answer like Rosebud", "data=jsonl"]
     shared += [f"data.path={place}/prompts.jsonl", "data.held_out_share=0", "sampler=transformers", "eval=none"]
-    shared += ["sampler.max_tokens=8", "sampler.tile_samples=8", "sampler.max_prompt_tokens=128", "launch.threads=1"]
+    shared += ["sampler.max_tokens=8", "sampler.tile_samples=8", "sampler.max_prompt_tokens=192", "launch.threads=1"]
     shared += ["reward_model=sequence_classifier", f"reward_model.path={tiny_reward}", "dpo.epochs=1"]
     shared += ["logger=[wandb,jsonl]", f"store={place}/store"]
     axes = [f"n_samples={','.join(map(str, SIZES))}", f"strategy={','.join(STRATEGIES)}"]
@@ -73,10 +74,16 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, tiny_rewa
     said = run(["-m", *shared, *axes, "until=select", f"hydra.sweep.dir={folder}"], environment)
     again = ["n_samples=8", "strategy=max_min", "until=train"]
     run([*shared, *again, f"hydra.run.dir='{folder}/n_samples=8,strategy=max_min'"], environment)
+    broken = place / "broken"
+    (broken / "log.jsonl").mkdir(parents=True)
+    (broken / "wandb").write_text("")
+    broken_said = run(
+        [*shared, "n_samples=8", "strategy=max_min", "until=select", f"hydra.run.dir={broken}"], environment
+    )
     collected = [sys.executable, "-m", "sweetspot.sweep", "collect", str(folder)]
     environment["PYTHONPATH"] = str(ROOT)
     said += subprocess.run(collected, cwd=place, env=environment, capture_output=True, text=True, check=True).stdout
-    return Swept(folder, place / "store", said)
+    return Swept(folder, place / "store", said, broken_said)
 
 
 def jobs() -> Iterator[tuple[int, str, str]]:
@@ -197,6 +204,16 @@ def test_hostile_prompts_reach_the_pairs_and_their_export_as_they_are(swept: Swe
     lines = (tmp_path / "out['--jsonl']" / "pairs.jsonl").read_bytes().split(b"\n")[:-1]
     for rows in (pq.read_table(tmp_path / "out[]" / "pairs.parquet").to_pylist(), [json.loads(line) for line in lines]):
         assert wanted <= {row["prompt"][-1]["content"] for row in rows}
+
+
+def test_a_run_whose_logs_all_fail_ends_as_it_would(swept: Swept) -> None:
+    manifest = json.loads((swept.folder.parent / "broken" / "manifest.json").read_text())
+    told = [line for line in manifest["warnings"] if line.startswith("logging to ")]
+    assert sorted(line.split()[2] for line in told) == ["jsonl", "wandb"]
+    for line in told:
+        assert f"warning: {line}\n" in swept.broken
+    assert manifest["rounds"][0]["pairs"]["kept"] == pairs_of(swept, "n_samples=8,strategy=max_min").num_rows
+    assert (swept.folder.parent / "broken" / "report.html").exists()
 
 
 def test_what_a_sweep_of_hostile_prompts_prints_is_plain(swept: Swept) -> None:

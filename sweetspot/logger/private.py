@@ -18,6 +18,7 @@ SHORTEST = 8  # characters of a key or a private text that is looked for in othe
 PATH = re.compile(r"(?<![\w./~…<])(?!(?<=:)//)(?:~[\w.-]*)?/[^\s'\",;()\[\]{}<>|]+")
 URL = re.compile(r"\b(\w+)://(?:[^/\s@'\"]*@)?([^/\s:'\"]+)")
 TEXTS = ("system_prompt", "chat_template")  # keys whose values are text of conversations
+HOSTS = ("head",)  # keys whose values name other machines
 NAMED = re.compile(r"[^A-Za-z0-9_.=,+@-]+")  # what the name of a run has "-" for
 
 
@@ -106,7 +107,11 @@ def private(config: Mapping[str, Any], text: bool, withheld: Iterable[str] = ())
     folders = [str(place) for place in (Path.home(), Path.cwd(), tempfile.gettempdir())]
     hosts = {socket.gethostname(), socket.getfqdn()} - {"localhost"}
     found = Private(
-        keys=() if text else (*TEXTS, *(["command"] if texts else [])),  # the command repeats them, quoted somehow
+        keys=(
+            *HOSTS,
+            *([] if text else TEXTS),
+            *(["command"] if texts else []),
+        ),  # the command repeats them, somehow quoted
         words=_longest_first(word for word in (*secrets, *texts, *withheld) if len(word) >= SHORTEST),
         places=(),
         folders=_longest_first(one for one in folders if one != "/"),

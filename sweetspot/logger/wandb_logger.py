@@ -33,6 +33,7 @@ from sweetspot.visible import visible
 WANDB_HOST = "https://api.wandb.ai"
 TEXTS = ("messages", "chosen", "rejected")  # columns of pairs
 SHOWS_TEXTS = "report.html"
+LEAVING_SECONDS = 10.0  # of waiting for W&B, where a cluster may take the node away
 SWEEP = "jobs.json"  # lies in the folder of a sweep
 PASSED_ON = (  # of the environment; WANDB_API_KEY only where it is online
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "NETRC", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
@@ -173,6 +174,7 @@ class WandbRun:
     def close(self, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Log summary and files, end the run, marked as failed where an error is on its way, and wait for W&B.
 
+        A run that ends at an error or a signal does not wait long, and leaves W&B to end by itself.
         Files are attached without what is private, report.html, which shows texts, only where `text` is set.
 
         Raises:
@@ -182,10 +184,12 @@ class WandbRun:
         code = 1 if sys.exc_info()[0] else 0
         self._send({"close": code, "summary": summary, "files": clean})
         self.lines.put(None)
-        self.reader.join(self.logger.timeout_seconds)
+        seconds = min(self.logger.timeout_seconds, LEAVING_SECONDS) if code else self.logger.timeout_seconds
+        self.reader.join(seconds)
         if self.reader.is_alive():
-            self.process.kill()
-            self.fault = f"no answer within {self.logger.timeout_seconds:g} s"
+            if not code:
+                self.process.kill()
+            self.fault = f"no answer within {seconds:g} s"
         if self.fault:
             raise WandbError(f"{self.fault}; what was kept can be sent later: {self._sync()}")
 
@@ -279,4 +283,7 @@ def _key_is_known() -> bool:
     if not path.is_file():
         return False
     host = urlparse(os.environ.get("WANDB_BASE_URL", WANDB_HOST)).hostname or ""
-    return host in netrc.netrc(path).hosts
+    try:
+        return host in netrc.netrc(path).hosts
+    except netrc.NetrcParseError as error:
+        raise ValueError(f"logger.wandb: {path} must be a netrc file, got {error}") from None

@@ -45,7 +45,7 @@ def main(tell: Callable[..., None]) -> None:
     timeout = settings.pop("timeout")
     run = _open(settings, timeout)
     tell(place=run.url if settings["mode"] == "online" else None)
-    stages, code = 0, 1
+    stages, code = int(run.summary.get("stage/number") or 0), 1  # a run that is resumed online counts on
     for line in sys.stdin:
         message = json.loads(line)
         if "close" in message:

@@ -53,7 +53,7 @@ def send(sweep: Sweep, table: Sequence[Facts], page: Path) -> None:
 
 
 def _loggers(manifest: Facts) -> list[WandbLogger]:
-    parts = [part for part in manifest["config"]["logger"].values() if isinstance(part, Mapping)]
+    parts = [part for part in (manifest["config"].get("logger") or {}).values() if isinstance(part, Mapping)]
     return [one for part in parts if isinstance(one := build(part, "logger"), WandbLogger)]
 
 
