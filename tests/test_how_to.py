@@ -21,7 +21,7 @@ from tests.pages import ROOT, commands, files
 
 TINY = ["size=tiny", "n_samples=8", "data.limit=6"]
 HOW_TO = ["strategy", "reward-model", "sampler", "judge"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("how_to")]  # one store
 
 
 @pytest.fixture(scope="module")
