@@ -58,7 +58,7 @@ def swapped(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "response": row["baseline"], "baseline": row["response"]} for row in rows]
 
 
-def job(rows: list[dict[str, Any]], asked: OpenAIJudge, folder: Path, **changes: Any) -> dict[str, Any]:
+def job(rows: list[dict[str, Any]], asked: Any, folder: Path, **changes: Any) -> dict[str, Any]:
     """The worker's job; its files lie in the folder."""
     write_tile(folder / "pairs.parquet", pa.Table.from_pylist(rows, schema=PAIRINGS), {})
     fields: dict[str, Any] = {

@@ -25,6 +25,7 @@ from tests.pages import DOCS, ROOT, commands, files
 
 CONF = ROOT / "conf"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if "configuration/" not in str(path))
+pytestmark = pytest.mark.xdist_group("docs")  # one build of the site
 COMING = {"experiments/results/embedded/RESULTS.md"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from tests.pages import ROOT, commands, files
 
 TINY = ["size=tiny", "n_samples=8", "data.limit=6"]
 HOW_TO = ["strategy", "reward-model", "sampler", "judge"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("how_to")]  # one store
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,8 @@ def typed(folder: Path, words: Sequence[str], *more: str) -> list[dict[str, Any]
     """The manifests that a command of a page leaves when it is typed in the folder, with `more` behind it."""
     assert list(words[:2]) == ["python", "run.py"]
     program = [sys.executable, str(ROOT / "run.py"), *words[2:], *more]
-    ended = subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    place = {**os.environ, "PYTHONPATH": str(ROOT)}  # the package that is tested, whichever is installed
+    ended = subprocess.run(program, cwd=folder, env=place, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     written = sorted((folder / "runs" / "latest").resolve().rglob("manifest.json"))
     return [json.loads(path.read_text()) for path in written]
@@ -152,10 +154,16 @@ def test_judges_of_one_s_own_judge_a_whole_evaluation(folder: Path) -> None:
     *_, both = commands("how-to/judge.md")
     with JudgeServer() as server:
         address = [f"eval.judge.base_url={server.url}", "eval.judge.backoff=0.01"]
-        (found,) = typed(folder, both, *TINY, *benchmark("eval"), *benchmark("also.short"), *address)
+        (found,) = typed(
+            folder, both, *TINY, *benchmark("eval"), *benchmark("also.short"), *benchmark("also.words"), *address
+        )
         assert server.requests == 1 + 4  # the test, and one request a prompt
-    assert [(one["judge"], one["n_prompts"]) for one in found["evaluations"]] == [("house", 4), ("brevity", 4)]
-    rows = read_tile(folder / "store" / found["evaluations"][1]["path"], SCORES)[0].to_pylist()
-    for row in rows:
-        own, other = (-abs(len(row[name].split()) - 20) for name in ("response", "baseline"))
-        assert row["preference"] == pytest.approx(1 / (1 + math.exp(other - own)), abs=1e-6)
+    judged = found["evaluations"]
+    assert [(one["judge"], one["n_prompts"]) for one in judged] == [("house", 4), ("brevity", 4), ("concise", 4)]
+    brevity, concise = (read_tile(folder / "store" / one["path"], SCORES)[0].to_pylist() for one in judged[1:])
+    for by_reward, by_words in zip(brevity, concise, strict=True):
+        own, other = (-abs(len(by_reward[side].split()) - 20) for side in ("response", "baseline"))
+        assert by_reward["preference"] == pytest.approx(1 / (1 + math.exp(other - own)), abs=1e-6)
+        assert by_words["preference"] == (0.5 if own == other else float(own > other))
+        assert [order["policy_first"] for order in by_words["orders"]] == [True, False]
+    assert judged[2]["shown_first"] == 0.5

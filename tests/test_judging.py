@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from sweetspot.component import component
 from sweetspot.eval import worker
-from sweetspot.eval.judge import OpenAIJudge
+from sweetspot.eval.judge import OpenAIJudge, PairJudge
 from tests.judge_server import JudgeServer, quality
 from tests.judging import CONCURRENCY, job, judge, pairs, scores, swapped
 
@@ -21,7 +22,9 @@ ROOT = Path(__file__).parent.parent
 FAULTS = {"500": 0.05, "429": 0.05, "no_logprobs": 0.02, "html": 0.01, "drop": 0.02}
 
 
-def run(rows: list[dict[str, Any]], asked: OpenAIJudge, folder: Path, **changes: Any) -> tuple[Any, dict[str, Any]]:
+def run(
+    rows: list[dict[str, Any]], asked: OpenAIJudge | PairJudge, folder: Path, **changes: Any
+) -> tuple[Any, dict[str, Any]]:
     """Rows and metrics of a judging in this process."""
     worker.main(job(rows, asked, folder, **changes), lambda _: None)
     return scores(folder)
@@ -140,6 +143,29 @@ def test_arena_hard_asks_both_orders_through_the_same_loop(tmp_path: Path) -> No
         _, biased = run(pairs(40), judge(server.url), tmp_path / "always", benchmark="arena_hard", settings=settings)
     assert biased["shown_first"] == pytest.approx(1.0)
     assert biased["score"] == pytest.approx(50.0)  # won once and lost once for every question
+
+
+@component
+class Fixed(PairJudge):
+    """A judge of somebody's own that always says the same of the response shown first."""
+
+    first: float
+
+    def prefer(self, instruction: str, first: str, second: str) -> float:  # noqa: ARG002
+        """The same."""
+        return self.first
+
+
+def test_a_judge_in_python_is_asked_in_both_orders_so_that_its_bias_shows(tmp_path: Path) -> None:
+    rows, metrics = run(pairs(20), Fixed(name="fixed", first=0.75), tmp_path / "a")
+    assert [one["preference"] for one in rows[0]["orders"]] == [0.75, 0.25]
+    assert (metrics["win_rate"], metrics["shown_first"]) == (50.0, 0.75)
+    assert "fixed prefers the response shown first" in metrics["order_warning"]
+    settings = {"system_prompt": "Judge.", "max_tokens": 64, "temperature": 0.0}
+    _, arena = run(pairs(20), Fixed(name="f", first=0.5), tmp_path / "b", benchmark="arena_hard", settings=settings)
+    assert arena["score"] == 50.0
+    with pytest.raises(ValueError, match=r"Fixed must prefer by a number from 0 to 1, got 1[.]5"):
+        run(pairs(20), Fixed(name="fixed", first=1.5), tmp_path / "c")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 held_out          fresh responses of start and policy to held-out prompts, compared by a reward model
 alpaca            AlpacaEval 2: 805 prompts against a baseline's responses, by a judge
 arena             Arena-Hard: the same in both orders
-judge             who judges: an OpenAI-compatible address, a model of one's own, a reward model
+judge             who judges: an OpenAI-compatible address, a model of one's own, a reward model,
+                  Python of one's own
 asking, answers   the request loop, and the file that keeps what was paid
 """
 
@@ -11,7 +12,7 @@ from sweetspot.eval.alpaca import AlpacaEval
 from sweetspot.eval.arena import ArenaHard
 from sweetspot.eval.held_out import HeldOut, distinct, preferences
 from sweetspot.eval.ifeval import IFEval
-from sweetspot.eval.judge import OpenAIJudge, RewardJudge, VllmJudge
+from sweetspot.eval.judge import OpenAIJudge, PairJudge, RewardJudge, VllmJudge
 from sweetspot.eval.lm_eval import LmEval
 from sweetspot.eval.nothing import NoEvaluation
 from sweetspot.eval.reward_bench import RewardBench
@@ -27,6 +28,7 @@ __all__ = [
     "LmEval",
     "NoEvaluation",
     "OpenAIJudge",
+    "PairJudge",
     "RewardBench",
     "RewardJudge",
     "VllmJudge",

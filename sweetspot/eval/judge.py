@@ -164,6 +164,22 @@ class RewardJudge:
             raise ValueError(f"reward_model must be a reward model, got {type(self.reward_model).__name__}")
 
 
+@component
+class PairJudge:
+    """A judge of somebody's own, in Python: extend it, add fields for its settings, and give it `prefer`.
+
+    It runs in the judging worker, pair by pair in both orders, so that its order bias shows. What it answers is kept
+    with the finished evaluation and not before: a judge that is paid belongs behind an address (`OpenAIJudge`).
+    """
+
+    version: ClassVar[int] = 1
+    name: str = runtime(min_length=1)
+
+    def prefer(self, instruction: str, first: str, second: str) -> float:
+        """The preference for the first response to the instruction over the second, from 0 to 1; 0.5 is a tie."""
+        raise NotImplementedError
+
+
 def _well_formed(address: str) -> bool:
     """Whether it is an address that can be asked."""
     try:

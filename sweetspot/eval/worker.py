@@ -18,7 +18,7 @@ from sweetspot.eval import alpaca, arena, serve
 from sweetspot.eval.alpaca_metrics import digest, metrics, published_order, regulariser, write_regulariser
 from sweetspot.eval.answers import Answers, request_key
 from sweetspot.eval.asking import Progress, ask, sent
-from sweetspot.eval.judge import OpenAIJudge, forecast
+from sweetspot.eval.judge import OpenAIJudge, PairJudge, forecast
 from sweetspot.eval.judged import bias_facts, order_bias, preference_of, rate
 from sweetspot.launch import Emit
 from sweetspot.schema import PAIRINGS, SCORES
@@ -65,6 +65,8 @@ def judge_pairs(
     rows: list[dict[str, Any]], judge: Any, job: Mapping[str, Any], emit: Emit, spent: dict[str, Any]
 ) -> list[list[dict[str, Any]]]:
     """For each row its ORDERS by the judge; `spent` takes what this call came to."""
+    if isinstance(judge, PairJudge):
+        return [in_both_orders(row, judge) for row in rows]
     benchmark, path = BENCHMARKS[job["benchmark"]], Path(job["answers"])
     answers = Answers(path)
     try:
@@ -81,6 +83,23 @@ def judge_pairs(
             return benchmark.annotate(rows, complete, **job["settings"])
     finally:
         answers.close()
+
+
+def in_both_orders(row: Mapping[str, Any], judge: PairJudge) -> list[dict[str, Any]]:
+    """The ORDERS of a row by a judge of somebody's own.
+
+    Raises:
+        ValueError: for a preference that is no number from 0 to 1.
+    """
+    orders: list[dict[str, Any]] = []
+    for policy_first in (True, False):
+        shown = ("response", "baseline") if policy_first else ("baseline", "response")
+        found: Any = judge.prefer(row["instruction"], *(row[side] for side in shown))
+        if not isinstance(found, int | float) or not 0 <= found <= 1:
+            raise ValueError(f"eval.judge: {type(judge).__name__} must prefer by a number from 0 to 1, got {found!r}")
+        value = float(found)
+        orders.append({"policy_first": policy_first, "preference": value if policy_first else 1 - value, "weight": 1.0})
+    return orders
 
 
 def within(
