@@ -283,6 +283,7 @@ def _tell(error: Exception) -> NoReturn:
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))  # of workers
     sys.path.append(str(Path.cwd()))  # where components of one's own may lie, as workers find them
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a configuration that does not compose comes back here as well
     listen()
