@@ -170,6 +170,8 @@ def test_the_paper_s_21_pairs_build_from_overrides() -> None:
             ["until must be score or later", "got sample"],
         ),
         (["logger=wandb", "logger.wandb.mode=of"], ["logger.wandb.mode", "'offline'", "got 'of'"]),
+        (["logger=wandb", "logger.wandb.project=a/b"], ["logger.wandb.project", "pattern", "got 'a/b'"]),
+        (["logger=wandb", "logger.wandb.tags=['']"], ["logger.wandb.tags", "at least 1 character", "got ''"]),
         (["logger=wandb", "logger.wandb.table_rows=0"], ["logger.wandb.table_rows", "got 0"]),
         (["+also.more=5"], ["more must be an evaluation", "got int"]),
         (["eval=alpaca_eval_2", "eval.judge.base_url=nowhere"], ["base_url must start with http", "got nowhere"]),

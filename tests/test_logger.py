@@ -390,6 +390,14 @@ def test_a_run_that_fails_does_not_wait_long_for_wandb(tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
+def test_a_name_that_is_too_long_for_wandb_keeps_its_end(tmp_path: Path) -> None:
+    logs = open_all({"wandb": wandb_logger(mode="offline")}, tmp_path, {}, "n" * 150 + "-1234abcd", [])
+    logs.close({}, [])
+    (run,) = (one.run for one in records(offline_files(tmp_path)[0]) if one.WhichOneof("record_type") == "run")
+    assert run.display_name == "n" * 119 + "-1234abcd"
+
+
+@pytest.mark.slow
 def test_a_killed_run_leaves_what_it_logged(tmp_path: Path) -> None:
     """The worker sees its input end, and ends the run as failed."""
     logs, sink = opened(tmp_path)

@@ -60,12 +60,16 @@ class Private:
         value = PATH.sub(lambda found: self._place(found[0]), value)
         return self.known(URL.sub(_public, value))
 
-    def known(self, value: str) -> str:
-        """The text without secrets, private texts, the folders of this user and the machine's names."""
+    def said(self, value: str) -> str:
+        """What somebody wrote, as it is but for secrets, private texts and the configuration's own paths."""
         value = _without(value, self.words)
         for place, left in self.places:
             value = value.replace(place, left).replace(str(escape(place)), left)
-        value = _without(value, self.folders)
+        return value
+
+    def known(self, value: str) -> str:
+        """The text without secrets, private texts, the folders of this user and the machine's names."""
+        value = _without(self.said(value), self.folders)
         for host in self.hosts:
             value = re.sub(rf"(?<![\w-]){re.escape(host)}(?![\w-])", HIDDEN, value)
         return value
@@ -107,11 +111,7 @@ def private(config: Mapping[str, Any], text: bool, withheld: Iterable[str] = ())
     folders = [str(place) for place in (Path.home(), Path.cwd(), tempfile.gettempdir())]
     hosts = {socket.gethostname(), socket.getfqdn()} - {"localhost"}
     found = Private(
-        keys=(
-            *HOSTS,
-            *([] if text else TEXTS),
-            *(["command"] if texts else []),
-        ),  # the command repeats them, somehow quoted
+        keys=(*HOSTS, *([] if text else TEXTS), *(["command"] if texts else [])),  # which repeats them, somehow quoted
         words=_longest_first(word for word in (*secrets, *texts, *withheld) if len(word) >= SHORTEST),
         places=(),
         folders=_longest_first(one for one in folders if one != "/"),

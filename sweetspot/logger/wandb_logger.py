@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlparse
 
 import pyarrow as pa
@@ -34,6 +34,7 @@ WANDB_HOST = "https://api.wandb.ai"
 TEXTS = ("messages", "chosen", "rejected")  # columns of pairs
 SHOWS_TEXTS = "report.html"
 LEAVING_SECONDS = 10.0  # of waiting for W&B, where a cluster may take the node away
+LONGEST, HASH = 128, 9  # characters of a name, and of a hash at its end
 SWEEP = "jobs.json"  # lies in the folder of a sweep
 PASSED_ON = (  # of the environment; WANDB_API_KEY only where it is online
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "NETRC", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
@@ -58,11 +59,11 @@ class WandbLogger:
     offline where none is. Nothing ever waits for a key to be typed.
     """
 
-    project: str = Field(min_length=1)
+    project: str = Field(pattern=r"^[^/\\#?%:]{1,128}$")
     entity: str | None
     mode: Literal["auto", "online", "offline"]
     group: str | None
-    tags: list[str]
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]]
     text: bool
     table_rows: int = Field(ge=1, le=200_000)
     timeout_seconds: float = Field(gt=0)
@@ -93,10 +94,10 @@ class WandbLogger:
         settings = {
             "project": self.project,
             "entity": self.entity,
-            "group": hidden.name(group, composed) if group else None,
+            "group": _fitting(hidden.name(group, composed)) if group else None,
             "job_type": "sweep" if (folder / SWEEP).exists() else "run",
             "tags": self.tags,
-            "name": hidden.name(name, composed),
+            "name": _fitting(hidden.name(name, composed)),
             "id": _kept_id(folder / "wandb-id.txt"),
             "resume": "allow" if mode == "online" else None,
             "mode": mode,
@@ -236,6 +237,11 @@ class WandbRun:
         return f"cd {shlex.quote(str(self.folder))} && wandb sync wandb/offline-run-*"
 
 
+def _fitting(name: str) -> str:
+    """The name, or where W&B takes none so long, its beginning and its end, which is a hash of it."""
+    return name if len(name) <= LONGEST else name[: LONGEST - HASH] + name[-HASH:]
+
+
 def _sweep(folder: Path) -> str | None:
     """The name of the sweep whose folder, or whose job's folder, this is."""
     return next((place.name for place in (folder.resolve(), folder.resolve().parent) if (place / SWEEP).exists()), None)
@@ -253,7 +259,7 @@ def _cell(column: str, value: Any, hidden: Private) -> Any:
     """A cell of a table; a conversation as its turns, in one text."""
     if isinstance(value, list):
         value = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in value)
-    clean = hidden.known if column in TEXTS else hidden.text
+    clean = hidden.said if column in TEXTS else hidden.text
     return clean(value) if isinstance(value, str) else value
 
 
