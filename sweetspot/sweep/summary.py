@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ PLACES = (
 Facts = Mapping[str, Any]
 
 
-def send(sweep: Sweep, table: Sequence[Facts], page: Path) -> None:
+def send(sweep: Sweep, table: Sequence[Facts], write: Callable[[Path, Callable[[str], str]], Path]) -> None:
     """Log the table of points and sweep.html as a run of the sweep's own, under the same id each time.
 
     Nothing where no job's manifest says that it was logged to W&B. A fault of W&B is told in one line.
@@ -32,7 +32,8 @@ def send(sweep: Sweep, table: Sequence[Facts], page: Path) -> None:
     Args:
         sweep: lies in its folder.
         table: as `collect.rows` makes it.
-        page: sweep.html.
+        write: writes sweep.html into a folder, with the command and why a job failed as the function leaves them:
+            what the page cuts short could not be found in it afterwards.
     """
     manifests = [json.loads(Path(row["manifest"]).read_text(encoding="utf-8")) for row in table if row.get("manifest")]
     logger = next((one for manifest in manifests for one in _loggers(manifest)), None)
@@ -43,13 +44,14 @@ def send(sweep: Sweep, table: Sequence[Facts], page: Path) -> None:
     about = {"created": sweep.created, "commit": sweep.commit, "plan": sweep.plan, "jobs": len(sweep.jobs)}
     logs = open_all({"wandb": logger}, sweep.folder, about, sweep.folder.name, [])
     logs.table("points", _columns([_row(row, names, hidden, logger.text) for row in table]))
-    html = page.read_text(encoding="utf-8")
-    for name, clean in names.items():
-        html = html.replace(name, clean)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / page.name).write_text(hidden.known(html), encoding="utf-8")
+        page = write(Path(folder), hidden.text if logger.text else lambda _: HIDDEN)
+        html = page.read_text(encoding="utf-8")
+        for name, clean in names.items():
+            html = html.replace(name, clean)
+        page.write_text(hidden.known(html), encoding="utf-8")
         done = sum(row["standing"] == "done" for row in table)
-        logs.close({"points": len(table), "done": done}, [Path(folder) / page.name])
+        logs.close({"points": len(table), "done": done}, [page])
 
 
 def _loggers(manifest: Facts) -> list[WandbLogger]:
