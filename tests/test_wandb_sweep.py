@@ -166,8 +166,9 @@ def test_a_requeued_job_goes_on_under_its_id_and_both_parts_are_sent_in_order(sw
 
 
 def test_the_sweep_has_a_run_of_its_own_with_its_table_and_page(swept: Swept) -> None:
-    (path,) = swept.files(".")
+    first, path = swept.files(".")  # the sweep's end, and the collect after it
     found = records(path)
+    assert record_of(records(first), "run")[0].run_id == record_of(found, "run")[0].run_id
     (started,) = record_of(found, "run")
     assert (started.run_group, started.job_type) == ("sweep", "sweep")
     (table,) = (path.parent / "files").rglob("*.table.json")
