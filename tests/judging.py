@@ -27,7 +27,7 @@ def judge(url: str, **changes: Any) -> OpenAIJudge:
         "lists_models": True,
         "concurrency": CONCURRENCY,
         "attempts": 8,
-        "timeout": 10.0,
+        "timeout": 60.0,
         "backoff": 0.01,
         "price_in": 10.0,
         "price_out": 30.0,
