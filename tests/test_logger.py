@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -19,7 +20,7 @@ from sweetspot.component import build, to_config
 from sweetspot.logger import Logs, check, open_all
 from sweetspot.logger import wandb_logger as wandb_logger_module
 from sweetspot.logger.jsonl import JsonlLogger
-from sweetspot.logger.private import Private
+from sweetspot.logger.private import Private, private
 from sweetspot.logger.wandb_logger import WandbLogger, WandbRun
 from sweetspot.sweep.points import point_name
 
@@ -485,6 +486,37 @@ def test_the_name_of_a_run_has_no_private_value_and_stays_unique() -> None:
     name = point_name(["strategy.chosen=max", "model.path=/data/al/llama", "model.system_prompt=Be nice"])
     assert hidden.name("strategy.chosen=max", config) == "strategy.chosen=max"
     found = hidden.name(name, config)
-    assert found.startswith("strategy.chosen=max,model.path=…,model.system_prompt=…-")
+    assert found.startswith("strategy.chosen=max,model.path=…-")
     assert "nice" not in found and "al-" not in found
     assert hidden.name(name + "x", config) != found
+
+
+def test_the_name_of_a_run_ends_at_a_text_that_looks_like_an_override() -> None:
+    hidden = Private(("system_prompt",), (), (), (), (), ())
+    for typed in (
+        "model.system_prompt=Alpha,word=beta",
+        "model={path:p,system_prompt:Alpha}",
+        "++model.system_prompt=A",
+    ):
+        name = point_name(["n_samples=4", typed, "seed=1"])
+        found = hidden.name(name, {"model.system_prompt": "Alpha,word=beta", "n_samples": 4, "model": 1})
+        assert re.fullmatch(r"n_samples=4,\W*model(.system_prompt=|=-)…-[0-9a-f]{8}", found), found
+
+
+def test_a_known_path_with_blanks_is_taken_out_of_a_text_whole() -> None:
+    hidden = private({"data.path": "/x/my dir/a.jsonl"}, False)
+    assert hidden.text("no file '/x/my dir/a.jsonl.gz' in /x/my") == "no file '…/a.jsonl.gz' in …/my"
+
+
+def test_an_override_with_a_private_value_keeps_its_key_and_a_hash() -> None:
+    hidden = private({"model.system_prompt": "Alpha beta gamma"}, False)
+    for typed in (
+        "model.system_prompt=short",
+        r"+x.note=Alpha\ beta\ gamma",
+        "data.path=/x/y",
+        "model={system_prompt:Hm}",
+        r"data.path='/x/a b'",
+    ):
+        assert re.fullmatch(rf"{re.escape(typed.partition('=')[0])}=…-[0-9a-f]{{8}}", hidden.override(typed))
+    for typed in ("strategy=max_min", "~logger", "n_samples=4", r"note=a\ b"):
+        assert hidden.override(typed) == typed
