@@ -69,3 +69,22 @@ def test_the_page_in_wandb_has_results_and_nothing_private(tmp_path: Path, text:
     assert re.findall(r'href="(?!#)', page) == []
     own = (tmp_path / "sweep.html").read_text()
     assert "tresor" in own and "geheim000" in own
+
+
+def test_a_logger_that_is_not_there_or_has_other_settings_ends_no_collect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    older = {**to_config(wandb_logger()), "notes": None}
+    own = make_sweep(tmp_path, PAIRS), {"mine": {"_target_": "nowhere.at.all.Logger"}, "no": None}
+    told = make_sweep(tmp_path / "other", PAIRS), {"wandb": older}
+    for sweep, loggers in (own, told):
+        for job in sweep.jobs:
+            file = sweep.path(job) / "manifest.json"
+            manifest = json.loads(file.read_text())
+            file.write_text(json.dumps({**manifest, "config": {**manifest["config"], "logger": loggers}}))
+        assert collect.write(sweep, {job.number: DONE for job in sweep.jobs})[-1].exists()
+        assert not (sweep.folder / "wandb").exists()
+    words = "warning: the sweep has no summary in W&B: logger.wandb.notes: unknown key; the keys are project, "
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(words)

@@ -71,7 +71,7 @@ def _facts(sweep: Sweep, found: Mapping[int, Outcome]) -> tuple[Swept, list[repo
     taken = stage_seconds(sweep, expected[0]) if expected else None
     seconds = {name: (each, taken[name]) for name, each in expected[1].items()} if expected and taken else None
     price = sweep.launcher.get("price_per_device_hour")
-    stores = list(dict.fromkeys(manifest["store"] for manifest in manifests.values()))
+    stores = list(dict.fromkeys(manifest["store"] for manifest in manifests.values() if "store" in manifest))
     facts = Swept(sweep.command, sweep.created, sweep.commit, price, seconds, list(manifests.values()), stores)
     shown = [
         report.Job(

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sweetspot import report
 from sweetspot.component import build
-from sweetspot.logger import open_all
+from sweetspot.logger import open_all, warn
 from sweetspot.logger.private import HIDDEN, Private, flat, private
 from sweetspot.logger.wandb_logger import WandbLogger
 from sweetspot.sweep.folder import Sweep
@@ -22,7 +22,8 @@ PLACES = (
     "manifest",
     "overrides",
 )  # columns of the table that tell of places, or that a job's name tells as well
-READ = ("folder", "history", "path", "prompts", "start_path", "tiles")  # places within the store, which no page shows
+TARGET = f"{WandbLogger.__module__}.{WandbLogger.__qualname__}"
+READ = ("folder", "history", "path", "prompts", "start_path", "store", "tiles")  # places, which no page shows
 
 Facts = Mapping[str, Any]
 
@@ -30,7 +31,7 @@ Facts = Mapping[str, Any]
 def send(sweep: Sweep, table: Sequence[Facts], facts: report.Swept, jobs: Sequence[report.Job]) -> None:
     """Log the table of points and sweep.html as a run of the sweep's own, under the same id each time.
 
-    Nothing where no job's manifest says that it was logged to W&B. A fault of W&B is told in one line.
+    Nothing where no job's manifest says that it was logged to W&B. A fault, of its settings too, is told in one line.
 
     Args:
         sweep: lies in its folder.
@@ -38,7 +39,11 @@ def send(sweep: Sweep, table: Sequence[Facts], facts: report.Swept, jobs: Sequen
         facts, jobs: what sweep.html is made of. It is made anew of what may leave this machine: in a finished page
             what is private would be cut short and quoted, and so not be found.
     """
-    logger = next((one for manifest in facts.manifests for one in _loggers(manifest)), None)
+    try:
+        logger = _logger(facts.manifests)
+    except ValueError as error:
+        warn(f"the sweep has no summary in W&B: {error}")
+        return
     if logger is None:
         return
     hidden = _private(sweep, table, facts.manifests, logger.text)
@@ -46,12 +51,16 @@ def send(sweep: Sweep, table: Sequence[Facts], facts: report.Swept, jobs: Sequen
     about = {"created": sweep.created, "commit": sweep.commit, "plan": sweep.plan, "jobs": len(sweep.jobs)}
     logs = open_all({"wandb": logger}, sweep.folder, about, sweep.folder.name, [])
     logs.table("points", _columns([_row(row, names, hidden, logger.text) for row in table]))
+    swept = _swept(facts, hidden.name(sweep.folder.name, {}), hidden)
+    shown = [_job(job, names[job.name], hidden, logger.text) for job in jobs]
+    done = sum(row["standing"] == "done" for row in table)
     with tempfile.TemporaryDirectory() as folder:
-        name = hidden.name(sweep.folder.name, {})
-        shown = [_job(job, names[job.name], hidden, logger.text) for job in jobs]
-        page = report.write_sweep(Path(folder) / "sweep.html", _swept(facts, name, hidden), shown)
-        done = sum(row["standing"] == "done" for row in table)
-        logs.close({"points": len(table), "done": done}, [page])
+        page = Path(folder) / "sweep.html"
+        try:
+            report.write_sweep(page, swept, shown)
+        except ValueError as error:  # strategies that differ in a path alone
+            warn(f"the sweep has no page in W&B: {error}")
+        logs.close({"points": len(table), "done": done}, [page] if page.exists() else [])
 
 
 def _swept(facts: report.Swept, name: str, hidden: Private) -> report.Swept:
@@ -75,8 +84,7 @@ def _job(job: report.Job, name: str, hidden: Private, text: bool) -> report.Job:
 
 def _manifest(manifest: Facts, hidden: Private) -> Facts:
     """A manifest without what is private, from which its artefacts can still be read."""
-    kept = {"store": manifest["store"], "config": _clean(manifest["config"], hidden, ())}
-    return {**_clean(manifest, hidden, READ), **kept}
+    return {**_clean(manifest, hidden, READ), "config": _clean(manifest["config"], hidden, ())}
 
 
 def _clean(value: Any, hidden: Private, kept: Sequence[str]) -> Any:
@@ -91,16 +99,22 @@ def _reason(reason: str, hidden: Private, text: bool) -> str:
     return hidden.text(reason) if text or not reason else HIDDEN
 
 
-def _loggers(manifest: Facts) -> list[WandbLogger]:
-    parts = [part for part in (manifest["config"].get("logger") or {}).values() if isinstance(part, Mapping)]
-    return [one for part in parts if isinstance(one := build(part, "logger"), WandbLogger)]
+def _logger(manifests: Sequence[Facts]) -> WandbLogger | None:
+    """The last job's W&B logger, with texts only where all had them; loggers of somebody's own are left alone.
+
+    Raises:
+        ValueError: where its settings are not those of this version.
+    """
+    parts = [part for manifest in manifests for part in (manifest["config"].get("logger") or {}).values()]
+    kept = [part for part in parts if isinstance(part, Mapping) and part.get("_target_") == TARGET]
+    return build({**kept[-1], "text": all(part.get("text") is True for part in kept)}, "logger.wandb") if kept else None
 
 
 def _private(sweep: Sweep, table: Sequence[Facts], manifests: Sequence[Facts], text: bool) -> Private:
     """What must not leave this machine of any job; the command, and why a job failed, may quote a text."""
     places = {"folder": str(sweep.folder), "directory": sweep.directory, "program": sweep.program}
     logs = {f"log {row['number']}": row["log"] for row in table}
-    stores = {f"store {number}": manifest["store"] for number, manifest in enumerate(manifests)}
+    stores = {f"store {number}": manifest.get("store") for number, manifest in enumerate(manifests)}
     typed = {f"{job.name}.{key}": value for job in sweep.jobs for key, value in _typed(job.overrides).items()}
     composed = {
         f"{number}.{key}": value
