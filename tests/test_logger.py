@@ -353,6 +353,8 @@ def test_a_server_that_does_not_answer_ends_no_run(tmp_path: Path, monkeypatch: 
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert len(logs.warnings) == 1
     assert logs.warnings[0].startswith("logging to wandb ended: ")
+    assert f"cd {tmp_path} && wandb sync wandb/run-*;" in logs.warnings[0]
+    assert list((tmp_path / "wandb").glob("run-*/*.wandb"))
 
 
 @pytest.mark.slow
