@@ -457,6 +457,8 @@ def test_nothing_private_is_in_what_wandb_keeps(tmp_path: Path, monkeypatch: pyt
     sent = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert (sent["store"], sent["model.path"], sent["head"]) == ("…/my store", "…/llama", "…")
     assert sent["judge.base_url"] == "http://…:8000/v1"
+    (manifest,) = (json.loads(data) for path, data in kept.items() if path.name.endswith("manifest.json"))
+    assert manifest["command"] == "…"  # with texts and without
     names = [one.artifact.name.partition("-")[0] for one in found if one.WhichOneof("record_type") == "artifact"]
     assert names == ["run", "manifest", *(["report"] if text else [])]
 

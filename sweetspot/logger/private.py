@@ -19,7 +19,7 @@ ENDS = r"\s'\",;()\[\]{}<>|"  # characters that end a path within a text
 PATH = re.compile(rf"(?<![\w./~…<])(?!(?<=:)//)(?:~[\w.-]*)?/[^{ENDS}]+")
 URL = re.compile(r"\b(\w+)://(?:[^/\s@'\"]*@)?([^/\s:'\"]+)")
 TEXTS = ("system_prompt", "chat_template")  # keys whose values are text of conversations
-HOSTS = ("head",)  # keys whose values name other machines
+NEVER = ("head", "command")  # keys whose values name other machines, or repeat private values somehow quoted
 NAMED = re.compile(r"[^A-Za-z0-9_.=,+@-]+")  # what the name of a run has "-" for
 
 
@@ -125,7 +125,7 @@ def private(config: Mapping[str, Any], text: bool, withheld: Iterable[str] = ())
     folders = [str(place) for place in (Path.home(), Path.cwd(), tempfile.gettempdir())]
     hosts = {socket.gethostname(), socket.getfqdn()} - {"localhost"}
     found = Private(
-        keys=(*HOSTS, *([] if text else TEXTS), *(["command"] if texts else [])),  # which repeats them, somehow quoted
+        keys=(*NEVER, *([] if text else TEXTS)),
         words=_longest_first(word for word in (*secrets, *texts, *withheld) if len(word) >= SHORTEST),
         places=(),
         folders=_longest_first(one for one in folders if one != "/"),
