@@ -135,6 +135,8 @@ def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_logger_is_refused() -> None:
     with pytest.raises(ValueError, match=r"logger.more must be a Logger, got int"):
         check({"more": 5})  # pyright: ignore
+    with pytest.raises(ValueError, match=r"^logger.wandb must be a Logger, got dict; choose it as well: logger=wandb$"):
+        check({"wandb": {"text": True}})  # pyright: ignore
 
 
 @pytest.mark.usefixtures("no_key")

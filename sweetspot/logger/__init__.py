@@ -126,7 +126,8 @@ def check(loggers: Mapping[str, Logger]) -> None:
     """
     for name, logger in loggers.items():
         if not isinstance(logger, Logger):
-            raise ValueError(f"logger.{name} must be a Logger, got {type(logger).__name__}")
+            chosen = f"; choose it as well: logger={name}" if isinstance(logger, Mapping) else ""
+            raise ValueError(f"logger.{name} must be a Logger, got {type(logger).__name__}{chosen}")
         logger.check()
 
 
