@@ -5,7 +5,10 @@ import re
 STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 # what is a mark of Markdown or HTML; an underscore within a word and a sign before a number are none
-MARKS = re.compile(r"[\\`*\[\]<>|~$&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[#+-](?= )")
+MARKS = re.compile(r"[\\`*\[\]<>|~$&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+BEGINS = re.compile(r"#{1,6}( |$)|[+-]( |$)|-+$|=+$")  # a heading, an item of a list, a rule
+NUMBERED = re.compile(r"^(\d{1,9})([.)])(?= |$)")  # an item of a list
+LINKS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)  # GitHub links what looks so, unless it is escaped
 
 
 def visible(text: str) -> str:
@@ -22,8 +25,11 @@ def one_line(text: str) -> str:
 
 
 def in_markdown(text: str) -> str:
-    """The text in one line of Markdown, a cell of a table included: nothing of it is HTML, a link, a row or a style."""
-    return MARKS.sub(r"\\\g<0>", one_line(text))
+    """The text in one line of Markdown, or in a cell of a table: nothing of it is HTML, a link, a heading, a list, a
+    row or a style. Only an e-mail address can become a link, on GitHub, where no escape keeps it from that."""
+    line = one_line(text)
+    marked = LINKS.sub(r"\\\g<0>", MARKS.sub(r"\\\g<0>", line))
+    return "\\" + marked if BEGINS.match(line) else NUMBERED.sub(r"\1\\\2", marked)
 
 
 def _escaped(character: str) -> str:

@@ -78,6 +78,22 @@ def test_markdown_shows_a_text_as_it_is(text: str) -> None:
     assert shown and html.unescape(shown[1]) == one_line(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["# x", "## x", "###### x", "#", "- x", "- - -", "+ x", "+", "-", "---", "=", "===", "1. x", "12) x", "3."]
+)
+def test_markdown_of_a_line_of_its_own_is_no_heading_list_or_rule(text: str) -> None:
+    for before in ("", "words\n"):
+        assert rendered(before + in_markdown(text)) == f"<p>{before}{text}</p>\n"
+
+
+@pytest.mark.parametrize("text", ["https://x.example/a", "see WWW.x.example", "FTP://x", "(_www.x.example"])
+def test_markdown_of_an_address_is_no_link(text: str) -> None:
+    """GitHub links an address by these signs, and no address in which they are escaped."""
+    shown = in_markdown(text)
+    assert not re.search(r"[a-z]://|www\.", shown, re.IGNORECASE)
+    assert rendered(shown) == f"<p>{text}</p>\n"
+
+
 def test_ordinary_words_of_a_table_have_no_escapes() -> None:
     words = "n_samples=8,strategy=mu_minus_2sigma (max, mu-2sigma) +0.25 -1.5 runs/a-b_c/log.txt"
     assert in_markdown(words) == words

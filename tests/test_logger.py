@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -19,7 +20,7 @@ from sweetspot.component import build, to_config
 from sweetspot.logger import Logs, check, open_all
 from sweetspot.logger import wandb_logger as wandb_logger_module
 from sweetspot.logger.jsonl import JsonlLogger
-from sweetspot.logger.private import Private
+from sweetspot.logger.private import Private, private
 from sweetspot.logger.wandb_logger import WandbLogger, WandbRun
 from sweetspot.sweep.points import point_name
 
@@ -134,6 +135,8 @@ def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_logger_is_refused() -> None:
     with pytest.raises(ValueError, match=r"logger.more must be a Logger, got int"):
         check({"more": 5})  # pyright: ignore
+    with pytest.raises(ValueError, match=r"^logger.wandb must be a Logger, got dict; choose it as well: logger=wandb$"):
+        check({"wandb": {"text": True}})  # pyright: ignore
 
 
 @pytest.mark.usefixtures("no_key")
@@ -352,6 +355,8 @@ def test_a_server_that_does_not_answer_ends_no_run(tmp_path: Path, monkeypatch: 
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert len(logs.warnings) == 1
     assert logs.warnings[0].startswith("logging to wandb ended: ")
+    assert f"cd {tmp_path} && wandb sync wandb/run-*;" in logs.warnings[0]
+    assert list((tmp_path / "wandb").glob("run-*/*.wandb"))
 
 
 @pytest.mark.slow
@@ -454,6 +459,8 @@ def test_nothing_private_is_in_what_wandb_keeps(tmp_path: Path, monkeypatch: pyt
     sent = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert (sent["store"], sent["model.path"], sent["head"]) == ("…/my store", "…/llama", "…")
     assert sent["judge.base_url"] == "http://…:8000/v1"
+    (manifest,) = (json.loads(data) for path, data in kept.items() if path.name.endswith("manifest.json"))
+    assert manifest["command"] == "…"  # with texts and without
     names = [one.artifact.name.partition("-")[0] for one in found if one.WhichOneof("record_type") == "artifact"]
     assert names == ["run", "manifest", *(["report"] if text else [])]
 
@@ -485,6 +492,37 @@ def test_the_name_of_a_run_has_no_private_value_and_stays_unique() -> None:
     name = point_name(["strategy.chosen=max", "model.path=/data/al/llama", "model.system_prompt=Be nice"])
     assert hidden.name("strategy.chosen=max", config) == "strategy.chosen=max"
     found = hidden.name(name, config)
-    assert found.startswith("strategy.chosen=max,model.path=…,model.system_prompt=…-")
+    assert found.startswith("strategy.chosen=max,model.path=…-")
     assert "nice" not in found and "al-" not in found
     assert hidden.name(name + "x", config) != found
+
+
+def test_the_name_of_a_run_ends_at_a_text_that_looks_like_an_override() -> None:
+    hidden = Private(("system_prompt",), (), (), (), (), ())
+    for typed in (
+        "model.system_prompt=Alpha,word=beta",
+        "model={path:p,system_prompt:Alpha}",
+        "++model.system_prompt=A",
+    ):
+        name = point_name(["n_samples=4", typed, "seed=1"])
+        found = hidden.name(name, {"model.system_prompt": "Alpha,word=beta", "n_samples": 4, "model": 1})
+        assert re.fullmatch(r"n_samples=4,\W*model(.system_prompt=|=-)…-[0-9a-f]{8}", found), found
+
+
+def test_a_known_path_with_blanks_is_taken_out_of_a_text_whole() -> None:
+    hidden = private({"data.path": "/x/my dir/a.jsonl"}, False)
+    assert hidden.text("no file '/x/my dir/a.jsonl.gz' in /x/my") == "no file '…/a.jsonl.gz' in …/my"
+
+
+def test_an_override_with_a_private_value_keeps_its_key_and_a_hash() -> None:
+    hidden = private({"model.system_prompt": "Alpha beta gamma"}, False)
+    for typed in (
+        "model.system_prompt=short",
+        r"+x.note=Alpha\ beta\ gamma",
+        "data.path=/x/y",
+        "model={system_prompt:Hm}",
+        r"data.path='/x/a b'",
+    ):
+        assert re.fullmatch(rf"{re.escape(typed.partition('=')[0])}=…-[0-9a-f]{{8}}", hidden.override(typed))
+    for typed in ("strategy=max_min", "~logger", "n_samples=4", r"note=a\ b"):
+        assert hidden.override(typed) == typed

@@ -82,7 +82,7 @@ class Logs:
         self.sinks.pop(name, None)
         told = one_line(str(error)) or type(error).__name__
         self.warnings.append(f"logging to {name} ended: {told}; the run goes on without it")
-        Console(stderr=True).print(f"warning: {self.warnings[-1]}", highlight=False, markup=False, soft_wrap=True)
+        warn(self.warnings[-1])
 
     def _each(self, do: Callable[[Sink], None]) -> None:
         for name, sink in list(self.sinks.items()):
@@ -90,6 +90,11 @@ class Logs:
                 do(sink)
             except Exception as error:  # whatever a service or a disk does: the run is worth more than its log
                 self.failed(name, error)
+
+
+def warn(words: str) -> None:
+    """Tell on standard error, in one line."""
+    Console(stderr=True).print(f"warning: {one_line(words)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def open_all(
@@ -121,7 +126,8 @@ def check(loggers: Mapping[str, Logger]) -> None:
     """
     for name, logger in loggers.items():
         if not isinstance(logger, Logger):
-            raise ValueError(f"logger.{name} must be a Logger, got {type(logger).__name__}")
+            chosen = f"; choose it as well: logger={name}" if isinstance(logger, Mapping) else ""
+            raise ValueError(f"logger.{name} must be a Logger, got {type(logger).__name__}{chosen}")
         logger.check()
 
 

@@ -15,10 +15,11 @@ from markupsafe import escape
 HIDDEN = "…"
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 SHORTEST = 8  # characters of a key or a private text that is looked for in other texts
-PATH = re.compile(r"(?<![\w./~…<])(?!(?<=:)//)(?:~[\w.-]*)?/[^\s'\",;()\[\]{}<>|]+")
+ENDS = r"\s'\",;()\[\]{}<>|"  # characters that end a path within a text
+PATH = re.compile(rf"(?<![\w./~…<])(?!(?<=:)//)(?:~[\w.-]*)?/[^{ENDS}]+")
 URL = re.compile(r"\b(\w+)://(?:[^/\s@'\"]*@)?([^/\s:'\"]+)")
 TEXTS = ("system_prompt", "chat_template")  # keys whose values are text of conversations
-HOSTS = ("head",)  # keys whose values name other machines
+NEVER = ("head", "command")  # keys whose values name other machines, or repeat private values somehow quoted
 NAMED = re.compile(r"[^A-Za-z0-9_.=,+@-]+")  # what the name of a run has "-" for
 
 
@@ -57,6 +58,8 @@ class Private:
         value = _without(value, self.words)
         if re.match(r"[~/]", value):  # the whole is a path, blanks included
             return self._place(value)
+        for place in (place for place, _ in self.places if re.match(rf"[~/].*[{ENDS}]", place)):
+            value = re.sub(rf"{re.escape(place)}[^{ENDS}]*", lambda found: self._place(found[0]), value)
         value = PATH.sub(lambda found: self._place(found[0]), value)
         return self.known(URL.sub(_public, value))
 
@@ -75,19 +78,30 @@ class Private:
         return value
 
     def name(self, name: str, config: Mapping[str, Any]) -> str:
-        """A run's name, which is made of its overrides, without the values that are private.
+        """A run's name, which is made of its overrides, up to the first value that is private, and a hash of the whole.
+
+        Where such a value ends cannot be told: a text may hold ",word=" as well, and the name may have been cut in it.
 
         Args:
             name: as `sweep.points.point_name` makes it.
             config: flat, as it was composed.
         """
-        found = name
-        for key, value in config.items():
-            if isinstance(value, str) and self._part(key, value) != value:
-                found = re.sub(rf"({re.escape(key)}=).*?(?=,[\w.@/+~-]+=|$)", rf"\g<1>{HIDDEN}", found)
+        keys = [key for key, value in config.items() if self._part(key, value) != value]
+        ends = [*map(_sets, keys), *(rf"(?<![A-Za-z0-9]){re.escape(key)}[=-]" for key in self.keys)]
+        cuts = [found.end() for end in ends if (found := re.search(end, name))]
+        found = name[: min(cuts)] + HIDDEN if cuts else name
         found = _without(found, [NAMED.sub("-", word) for word in (*self.words, *self.folders)])
         found = self.text(found)
-        return found if found == name else f"{found}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return found if found == name else f"{found}-{_hash(name)}"
+
+    def override(self, override: str) -> str:
+        """A word of the command line as it is, or where its value is private, its key and a hash of the whole."""
+        key, _, value = override.partition("=")
+        plain = re.sub(r"\\(.)", r"\1", value)  # Hydra writes "a\ b" for "a b"
+        within = re.search(rf"\b({'|'.join(map(re.escape, self.keys))})\W*:", value)  # {system_prompt: ...}
+        if not within and all(self._part(key, one) == one for one in (value, plain)):
+            return override
+        return f"{key}={HIDDEN}-{_hash(override)}"
 
     def _part(self, name: str, part: Any) -> Any:
         hides = isinstance(part, str) and name.rpartition(".")[2] in self.keys
@@ -111,7 +125,7 @@ def private(config: Mapping[str, Any], text: bool, withheld: Iterable[str] = ())
     folders = [str(place) for place in (Path.home(), Path.cwd(), tempfile.gettempdir())]
     hosts = {socket.gethostname(), socket.getfqdn()} - {"localhost"}
     found = Private(
-        keys=(*HOSTS, *([] if text else TEXTS), *(["command"] if texts else [])),  # which repeats them, somehow quoted
+        keys=(*NEVER, *([] if text else TEXTS)),
         words=_longest_first(word for word in (*secrets, *texts, *withheld) if len(word) >= SHORTEST),
         places=(),
         folders=_longest_first(one for one in folders if one != "/"),
@@ -132,6 +146,17 @@ def flat(config: Any, at: str = "") -> dict[str, Any]:
 
 def _longest_first(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(words), key=len, reverse=True))
+
+
+def _sets(key: str) -> str:
+    """A pattern of what sets a key in a run's name: "a.b=" or, with a mapping, "a=-"."""
+    parts = key.split(".")
+    above = [re.escape(".".join(parts[:end])) + "=-" for end in range(1, len(parts))]
+    return rf"(?:^|(?<=[,+~]))(?:{'|'.join([re.escape(key) + '=', *above])})"
+
+
+def _hash(value: str) -> str:
+    return hashlib.sha256(value.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 def _without(value: str, words: Iterable[str]) -> str:

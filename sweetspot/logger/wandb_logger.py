@@ -234,7 +234,8 @@ class WandbRun:
         Console(stderr=True).print(f"W&B: {place}", highlight=False, markup=False, soft_wrap=True)
 
     def _sync(self) -> str:
-        return f"cd {shlex.quote(str(self.folder))} && wandb sync wandb/offline-run-*"
+        parts = "offline-run-*" if self.mode == "offline" else "run-*"
+        return f"cd {shlex.quote(str(self.folder))} && wandb sync wandb/{parts}"
 
 
 def _fitting(name: str) -> str:

@@ -34,6 +34,7 @@ class Swept:
         price: of a device-hour, in the user's currency; None = not told.
         seconds: of each stage over the jobs that were submitted last (forecast, taken); None until they are done.
         manifests: of all jobs, those that fill the pool among them.
+        stores: where the artefacts lie, as it is told.
     """
 
     command: str
@@ -42,6 +43,7 @@ class Swept:
     price: float | None
     seconds: Mapping[str, tuple[float, float]] | None
     manifests: Sequence[Mapping[str, Any]]
+    stores: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -274,7 +276,7 @@ def _lineage(sweep: Swept, points: Sequence[Point]) -> Iterator[tuple[str, str]]
     commits = dict.fromkeys([point.manifest["commit"] for point in points] or [sweep.commit])
     yield "commit", ", ".join(commit or "not in a git working tree" for commit in commits)
     yield "seeds", runs.seeds(points)
-    yield "store", ", ".join(dict.fromkeys(str(point.store) for point in points))
+    yield "store", ", ".join(sweep.stores)
     yield from (points[0].manifest["libraries"] if points else {}).items()
 
 

@@ -1,7 +1,7 @@
 """One table of a sweep: a row a job, whatever finished, from manifests alone."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -58,24 +58,26 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     scratch = page.with_suffix(".part")
     scratch.write_text(markdown(SHOWN, table), encoding="utf-8")
     scratch.replace(page)
-    written = [parquet, page, _report(sweep, found, sweep.folder, str)]
-    summary.send(sweep, table, lambda folder, clean: _report(sweep, found, folder, clean))
+    facts, shown = _facts(sweep, found)
+    written = [parquet, page, report.write_sweep(sweep.folder / "sweep.html", facts, shown)]
+    summary.send(sweep, table, facts, shown)
     return written
 
 
-def _report(sweep: Sweep, found: Mapping[int, Outcome], folder: Path, clean: Callable[[str], str]) -> Path:
-    """Write sweep.html into a folder; `clean` is what it shows of the command and of why a job failed."""
+def _facts(sweep: Sweep, found: Mapping[int, Outcome]) -> tuple[Swept, list[report.Job]]:
+    """What sweep.html is made of."""
     manifests = {job.number: read for job in sweep.jobs if (read := _manifest(sweep.path(job)))}
     expected = folders.read_forecast(sweep.folder)
     taken = stage_seconds(sweep, expected[0]) if expected else None
     seconds = {name: (each, taken[name]) for name, each in expected[1].items()} if expected and taken else None
     price = sweep.launcher.get("price_per_device_hour")
-    facts = Swept(clean(sweep.command), sweep.created, sweep.commit, price, seconds, list(manifests.values()))
+    stores = list(dict.fromkeys(manifest["store"] for manifest in manifests.values() if "store" in manifest))
+    facts = Swept(sweep.command, sweep.created, sweep.commit, price, seconds, list(manifests.values()), stores)
     shown = [
         report.Job(
             name=job.name,
             standing=found[job.number].standing,
-            reason=clean(found[job.number].reason) if found[job.number].reason else "",
+            reason=found[job.number].reason,
             log=_log(sweep, job),
             page=f"{job.name}/report.html" if (sweep.path(job) / "report.html").exists() else None,
             overrides=job.overrides,
@@ -84,7 +86,7 @@ def _report(sweep: Sweep, found: Mapping[int, Outcome], folder: Path, clean: Cal
         for job in sweep.jobs
         if job.part == "run" or found[job.number].standing != "done"
     ]
-    return report.write_sweep(folder / "sweep.html", facts, shown)
+    return facts, shown
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

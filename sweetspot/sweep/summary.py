@@ -1,15 +1,17 @@
 """The summary of a sweep in Weights & Biases: a run beside those of its jobs, where they are kept there."""
 
-import json
+import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from sweetspot import report
 from sweetspot.component import build
-from sweetspot.logger import open_all
+from sweetspot.logger import open_all, warn
 from sweetspot.logger.private import HIDDEN, Private, flat, private
 from sweetspot.logger.wandb_logger import WandbLogger
 from sweetspot.sweep.folder import Sweep
@@ -20,50 +22,99 @@ PLACES = (
     "manifest",
     "overrides",
 )  # columns of the table that tell of places, or that a job's name tells as well
+TARGET = f"{WandbLogger.__module__}.{WandbLogger.__qualname__}"
+READ = ("folder", "history", "path", "prompts", "start_path", "store", "tiles")  # places, which no page shows
 
 Facts = Mapping[str, Any]
 
 
-def send(sweep: Sweep, table: Sequence[Facts], write: Callable[[Path, Callable[[str], str]], Path]) -> None:
+def send(sweep: Sweep, table: Sequence[Facts], facts: report.Swept, jobs: Sequence[report.Job]) -> None:
     """Log the table of points and sweep.html as a run of the sweep's own, under the same id each time.
 
-    Nothing where no job's manifest says that it was logged to W&B. A fault of W&B is told in one line.
+    Nothing where no job's manifest says that it was logged to W&B. A fault, of its settings too, is told in one line.
 
     Args:
         sweep: lies in its folder.
         table: as `collect.rows` makes it.
-        write: writes sweep.html into a folder, with the command and why a job failed as the function leaves them:
-            what the page cuts short could not be found in it afterwards.
+        facts, jobs: what sweep.html is made of. It is made anew of what may leave this machine: in a finished page
+            what is private would be cut short and quoted, and so not be found.
     """
-    manifests = [json.loads(Path(row["manifest"]).read_text(encoding="utf-8")) for row in table if row.get("manifest")]
-    logger = next((one for manifest in manifests for one in _loggers(manifest)), None)
+    try:
+        logger = _logger(facts.manifests)
+    except ValueError as error:
+        warn(f"the sweep has no summary in W&B: {error}")
+        return
     if logger is None:
         return
-    hidden = _private(sweep, table, manifests, logger.text)
+    hidden = _private(sweep, table, facts.manifests, logger.text)
     names = {job.name: hidden.name(job.name, _typed(job.overrides)) for job in sweep.jobs}
     about = {"created": sweep.created, "commit": sweep.commit, "plan": sweep.plan, "jobs": len(sweep.jobs)}
     logs = open_all({"wandb": logger}, sweep.folder, about, sweep.folder.name, [])
     logs.table("points", _columns([_row(row, names, hidden, logger.text) for row in table]))
+    swept = _swept(facts, hidden.name(sweep.folder.name, {}), hidden)
+    shown = [_job(job, names[job.name], hidden, logger.text) for job in jobs]
+    done = sum(row["standing"] == "done" for row in table)
     with tempfile.TemporaryDirectory() as folder:
-        page = write(Path(folder), hidden.text if logger.text else lambda _: HIDDEN)
-        html = page.read_text(encoding="utf-8")
-        for name, clean in names.items():
-            html = html.replace(name, clean)
-        page.write_text(hidden.known(html), encoding="utf-8")
-        done = sum(row["standing"] == "done" for row in table)
-        logs.close({"points": len(table), "done": done}, [page])
+        page = Path(folder) / "sweep.html"
+        try:
+            report.write_sweep(page, swept, shown)
+        except ValueError as error:  # strategies that differ in a path alone
+            warn(f"the sweep has no page in W&B: {error}")
+        logs.close({"points": len(table), "done": done}, [page] if page.exists() else [])
 
 
-def _loggers(manifest: Facts) -> list[WandbLogger]:
-    parts = [part for part in (manifest["config"].get("logger") or {}).values() if isinstance(part, Mapping)]
-    return [one for part in parts if isinstance(one := build(part, "logger"), WandbLogger)]
+def _swept(facts: report.Swept, name: str, hidden: Private) -> report.Swept:
+    """What the page shows of the whole sweep, under its name in place of its command."""
+    manifests = [_manifest(one, hidden) for one in facts.manifests]
+    return replace(facts, command=name, manifests=manifests, stores=[hidden.text(one) for one in facts.stores])
+
+
+def _job(job: report.Job, name: str, hidden: Private, text: bool) -> report.Job:
+    """What the page shows of a job; its own page and its log are not there."""
+    return replace(
+        job,
+        name=name,
+        reason=_reason(job.reason, hidden, text),
+        log=HIDDEN,
+        page=None,
+        overrides=[hidden.override(one) for one in job.overrides],
+        manifest=_manifest(job.manifest, hidden) if job.manifest else None,
+    )
+
+
+def _manifest(manifest: Facts, hidden: Private) -> Facts:
+    """A manifest without what is private, from which its artefacts can still be read."""
+    return {**_clean(manifest, hidden, READ), "config": _clean(manifest["config"], hidden, ())}
+
+
+def _clean(value: Any, hidden: Private, kept: Sequence[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: part if name in kept else _clean(part, hidden, kept) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_clean(part, hidden, kept) for part in value]
+    return hidden.text(value) if isinstance(value, str) else value
+
+
+def _reason(reason: str, hidden: Private, text: bool) -> str:
+    return hidden.text(reason) if text or not reason else HIDDEN
+
+
+def _logger(manifests: Sequence[Facts]) -> WandbLogger | None:
+    """The last job's W&B logger, with texts only where all had them; loggers of somebody's own are left alone.
+
+    Raises:
+        ValueError: where its settings are not those of this version.
+    """
+    parts = [part for manifest in manifests for part in (manifest["config"].get("logger") or {}).values()]
+    kept = [part for part in parts if isinstance(part, Mapping) and part.get("_target_") == TARGET]
+    return build({**kept[-1], "text": all(part.get("text") is True for part in kept)}, "logger.wandb") if kept else None
 
 
 def _private(sweep: Sweep, table: Sequence[Facts], manifests: Sequence[Facts], text: bool) -> Private:
     """What must not leave this machine of any job; the command, and why a job failed, may quote a text."""
     places = {"folder": str(sweep.folder), "directory": sweep.directory, "program": sweep.program}
     logs = {f"log {row['number']}": row["log"] for row in table}
-    stores = {f"store {number}": manifest["store"] for number, manifest in enumerate(manifests)}
+    stores = {f"store {number}": manifest.get("store") for number, manifest in enumerate(manifests)}
     typed = {f"{job.name}.{key}": value for job in sweep.jobs for key, value in _typed(job.overrides).items()}
     composed = {
         f"{number}.{key}": value
@@ -77,14 +128,13 @@ def _private(sweep: Sweep, table: Sequence[Facts], manifests: Sequence[Facts], t
 
 def _typed(overrides: Sequence[str]) -> dict[str, str]:
     """The values on the command line, by their keys."""
-    return {key_of(one).lstrip("+~"): one.partition("=")[2] for one in overrides}
+    return {key_of(one).lstrip("+~"): re.sub(r"\\(.)", r"\1", one.partition("=")[2]) for one in overrides}
 
 
 def _row(row: Facts, names: Mapping[str, str], hidden: Private, text: bool) -> dict[str, Any]:
     """A point of the table without what is private."""
     kept = {name: value for name, value in row.items() if name not in PLACES}
-    reason = hidden.text(row["reason"]) if text or not row["reason"] else HIDDEN
-    return {**kept, "job": names[row["job"]], "reason": reason}
+    return {**kept, "job": names[row["job"]], "reason": _reason(row["reason"], hidden, text)}
 
 
 def _columns(rows: Sequence[Facts]) -> pa.Table:
