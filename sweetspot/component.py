@@ -38,14 +38,23 @@ def identity(part: Any) -> dict[str, Any]:
     `version` is a class variable (1 when absent), raised when the meaning of the fields changes. A component whose
     fields do not tell (a folder, whose content counts and not its place) has a method `identity` of its own. One that
     is not of this package has no version to rely on, so that the text of its file counts: edited code is another
-    component. What the file imports does not count.
+    component, and so do the fields that it adds to a class whose `identity` it inherits. What the file imports does
+    not count.
 
     Raises:
         ValueError: for a class of somebody's own that is in no file.
     """
     told = part.identity() if hasattr(part, "identity") else field_identity(part)
     foreign = _foreign_sources(type(part))
-    return {**told, "source": foreign} if foreign else told
+    return {**told, **_beyond_inherited(part), "_source_": foreign} if foreign else told
+
+
+def _beyond_inherited(part: Any) -> dict[str, Any]:
+    """What an `identity` that a class inherits cannot tell of it: which class it is, and the fields that it adds."""
+    cls = type(part)
+    teller = next((one for one in cls.__mro__ if "identity" in vars(one)), cls)
+    added = {name: getattr(part, name) for name in _kept_fields(cls) if name not in _kept_fields(teller)}
+    return {**_class_identity(cls), **({"_fields_": within(added, identity)} if added else {})}
 
 
 def _foreign_sources(cls: type) -> dict[str, str]:
@@ -64,13 +73,12 @@ def _foreign_sources(cls: type) -> dict[str, str]:
 
 def field_identity(part: Any) -> dict[str, Any]:
     """A component's class, version and the fields that are not runtime, nested components by their identity."""
-    cls = type(part)
-    kept = {name: getattr(part, name) for name in _field_names(cls) if not _is_runtime(cls, name)}
-    return {
-        "class": f"{cls.__module__}.{cls.__qualname__}",
-        "version": getattr(cls, "version", 1),
-        **within(kept, identity),
-    }
+    kept = {name: getattr(part, name) for name in _kept_fields(type(part))}
+    return {**_class_identity(type(part)), **within(kept, identity)}
+
+
+def _class_identity(cls: type) -> dict[str, Any]:
+    return {"class": f"{cls.__module__}.{cls.__qualname__}", "version": getattr(cls, "version", 1)}
 
 
 def within(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -173,6 +181,11 @@ def _explain_one(fault: dict[str, Any], at: str, known: list[str]) -> str:
 
 def _field_names(cls: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
+
+
+def _kept_fields(cls: type) -> list[str]:
+    """The fields that decide results."""
+    return [name for name in _field_names(cls) if not _is_runtime(cls, name)] if dataclasses.is_dataclass(cls) else []
 
 
 def _is_runtime(cls: Any, name: str) -> bool:

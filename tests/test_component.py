@@ -45,12 +45,39 @@ def test_the_file_of_a_class_of_one_s_own_is_part_of_its_identity(
     own.write_text(head + "from own_base import Base\n@component\nclass Part(Base):\n    pass\n")
     part = build({"_target_": "own_part.Part", "size": 2})
     first = key(part)
-    assert sorted(identity(part)["source"]) == ["own_base", "own_part"]
-    assert "source" not in identity(PositionPair(chosen="max", rejected="min"))
+    assert sorted(identity(part)["_source_"]) == ["own_base", "own_part"]
+    assert "_source_" not in identity(PositionPair(chosen="max", rejected="min"))
     own.write_text(own.read_text() + "# edited\n")
     second = key(part)
     base.write_text(base.read_text() + "# edited\n")
     assert len({first, second, key(part)}) == 3
+
+
+def test_a_field_that_a_class_of_one_s_own_adds_to_an_inherited_identity_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_reward: Path
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_function.py").write_text("def reward(messages, response):\n    return 0.0\n")
+    (tmp_path / "own_scaled.py").write_text(
+        "from sweetspot.component import component, runtime\n"
+        "from sweetspot.reward_model import SequenceClassifier\n"
+        "from sweetspot.reward_model.python_function import PythonFunction\n"
+        "@component\nclass Scaled(SequenceClassifier):\n    scale: float\n    source: str\n    shards: int = runtime()\n"
+        "@component\nclass Other(Scaled):\n    pass\n"
+        "@component\nclass Doubled(PythonFunction):\n    pass\n"
+    )
+    classifier = {"revision": None, "dtype": "float32", "max_tokens": 64, "trust_remote_code": False, "batch_tokens": 9}
+    whole = {"_target_": "own_scaled.Scaled", "path": str(tiny_reward), **classifier}
+    whole |= {"scale": 1.0, "source": "a", "shards": 1}
+    first = key(build(whole))
+    assert key(build({**whole, "shards": 2, "batch_tokens": 8})) == first  # runtime
+    changes = [{"scale": 2.0}, {"source": "b"}, {"max_tokens": 65}, {"_target_": "own_scaled.Other"}]
+    assert len({first, *(key(build({**whole, **change})) for change in changes)}) == 5
+
+    doubled = build({"_target_": "own_scaled.Doubled", "function": "own_function.reward"})
+    before = key(doubled)
+    (tmp_path / "own_function.py").write_text("def reward(messages, response):\n    return 1.0\n")
+    assert key(doubled) != before
 
 
 def test_a_fault_within_a_module_of_one_s_own_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
