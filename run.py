@@ -104,7 +104,7 @@ class Settings:
     @property
     def chosen(self) -> str:
         """The position of the strategy's chosen response."""
-        return getattr(self.strategy, "chosen", type(self.strategy).__name__)
+        return str(getattr(self.strategy, "chosen", type(self.strategy).__name__))
 
     @property
     def adaptive(self) -> Adaptive | None:
@@ -194,10 +194,10 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     told += stages.cautions(settings.strategy, settings.n_samples, prompts.duplicates)
     told += stages.check(evaluations)
     store = opened(settings.store)
+    facts: dict[str, Any] = {"warnings": told, "rounds": [], "evaluations": []}
     if node := ranks.node(settings.launch):  # it helps to sample, score and train, and leaves the rest to node 0
-        nothing: dict[str, Any] = {"warnings": [], "rounds": [], "evaluations": []}
         run = Run(store, folder / f"node-{node}", settings.launch, loggers.Logs({}), False)
-        _stages(settings, {}, prompts, run, nothing)
+        _stages(settings, {}, prompts, run, facts)
         return folder
     for warning in told:
         console.print(f"warning: {visible(warning)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -205,17 +205,17 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     run = Run(store, folder, settings.launch, logs, settings.remake_corrupt)
     stages.try_judges(evaluations, run)
     written = folder / "manifest.json"
-    facts: dict[str, Any] = {"warnings": told, "rounds": [], "evaluations": []}
     try:
         _stages(settings, evaluations, prompts, run, facts)
     finally:
         manifest = {**manifests.of_run(run, config, command, started), **facts}
         manifests.write(written, manifest)
-        pages = [] if sys.exc_info()[0] else [report.write(written)]
+        pages = [] if sys.exc_info()[0] else report.tried(lambda: report.write(written), told)
         logs.close(manifests.flat_metrics(manifest), [written, *pages])
         manifests.write(written, manifest)  # with what closing the logs had to tell
     console.print(report.summary(manifest))
-    console.print(f"report    {pages[0]}\nmanifest  {written}", markup=False, highlight=False, soft_wrap=True)
+    lies = "".join(f"report    {page}\n" for page in pages)
+    console.print(f"{lies}manifest  {written}", markup=False, highlight=False, soft_wrap=True)
     return written
 
 

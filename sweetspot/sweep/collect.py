@@ -47,7 +47,8 @@ def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
 
 def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     """Write the table into the folder: sweep.parquet has every number, sweep.md those of the last round's pairs, and
-    sweep.html results, failures and times. Jobs that are logged to W&B get a summary there (`summary`)."""
+    sweep.html results, failures and times (last; a page that cannot be made is a warning, and left out). Jobs that are
+    logged to W&B get a summary there (`summary`)."""
     table = rows(sweep, found)
     names = list(dict.fromkeys(name for row in table for name in row))
     columns = {name: [row.get(name) for row in table] for name in names}
@@ -58,9 +59,10 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     scratch = page.with_suffix(".part")
     scratch.write_text(markdown(SHOWN, table), encoding="utf-8")
     scratch.replace(page)
-    written = [parquet, page, _report(sweep, found, sweep.folder, str)]
-    summary.send(sweep, table, lambda folder, clean: _report(sweep, found, folder, clean))
-    return written
+    pages = report.tried(lambda: _report(sweep, found, sweep.folder, str), [])
+    write = (lambda folder, clean: [_report(sweep, found, folder, clean)]) if pages else (lambda _, __: [])
+    summary.send(sweep, table, write)
+    return [parquet, page, *pages]
 
 
 def _report(sweep: Sweep, found: Mapping[int, Outcome], folder: Path, clean: Callable[[str], str]) -> Path:

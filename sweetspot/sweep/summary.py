@@ -24,7 +24,7 @@ PLACES = (
 Facts = Mapping[str, Any]
 
 
-def send(sweep: Sweep, table: Sequence[Facts], write: Callable[[Path, Callable[[str], str]], Path]) -> None:
+def send(sweep: Sweep, table: Sequence[Facts], write: Callable[[Path, Callable[[str], str]], list[Path]]) -> None:
     """Log the table of points and sweep.html as a run of the sweep's own, under the same id each time.
 
     Nothing where no job's manifest says that it was logged to W&B. A fault of W&B is told in one line.
@@ -33,7 +33,7 @@ def send(sweep: Sweep, table: Sequence[Facts], write: Callable[[Path, Callable[[
         sweep: lies in its folder.
         table: as `collect.rows` makes it.
         write: writes sweep.html into a folder, with the command and why a job failed as the function leaves them:
-            what the page cuts short could not be found in it afterwards.
+            what the page cuts short could not be found in it afterwards; gives the page, or none.
     """
     manifests = [json.loads(Path(row["manifest"]).read_text(encoding="utf-8")) for row in table if row.get("manifest")]
     logger = next((one for manifest in manifests for one in _loggers(manifest)), None)
@@ -45,13 +45,14 @@ def send(sweep: Sweep, table: Sequence[Facts], write: Callable[[Path, Callable[[
     logs = open_all({"wandb": logger}, sweep.folder, about, sweep.folder.name, [])
     logs.table("points", _columns([_row(row, names, hidden, logger.text) for row in table]))
     with tempfile.TemporaryDirectory() as folder:
-        page = write(Path(folder), hidden.text if logger.text else lambda _: HIDDEN)
-        html = page.read_text(encoding="utf-8")
-        for name, clean in names.items():
-            html = html.replace(name, clean)
-        page.write_text(hidden.known(html), encoding="utf-8")
+        pages = write(Path(folder), hidden.text if logger.text else lambda _: HIDDEN)
+        for page in pages:
+            html = page.read_text(encoding="utf-8")
+            for name, clean in names.items():
+                html = html.replace(name, clean)
+            page.write_text(hidden.known(html), encoding="utf-8")
         done = sum(row["standing"] == "done" for row in table)
-        logs.close({"points": len(table), "done": done}, [page])
+        logs.close({"points": len(table), "done": done}, pages)
 
 
 def _loggers(manifest: Facts) -> list[WandbLogger]:
