@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from rich.console import Console
+from yaml import YAMLError
 
 from sweetspot import logger as loggers
 from sweetspot import manifest as manifests
@@ -45,7 +46,8 @@ from sweetspot.sweep.points import run_name, sweep_name
 from sweetspot.visible import one_line, visible
 
 WANTS_TRACE = os.environ.get("HYDRA_FULL_ERROR") == "1"
-USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, WorkerError, StoreError, SweepError, OSError)
+COMPOSING = (HydraException, OmegaConfBaseException, YAMLError)
+USER_ERRORS = (*COMPOSING, ValueError, WorkerError, StoreError, SweepError, OSError)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 STAGES = ("sample", "score", "select", "train", "evaluate")
@@ -196,8 +198,8 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     store = opened(settings.store)
     facts: dict[str, Any] = {"warnings": told, "rounds": [], "evaluations": []}
     if node := ranks.node(settings.launch):  # it helps to sample, score and train, and leaves the rest to node 0
-        run = Run(store, folder / f"node-{node}", settings.launch, loggers.Logs({}), False)
-        _stages(settings, {}, prompts, run, facts)
+        own = Run(store, folder / f"node-{node}", settings.launch, loggers.Logs({}), False)
+        _stages(settings, {}, prompts, own, facts)
         return folder
     for warning in told:
         console.print(f"warning: {visible(warning)}", style="yellow", markup=False, highlight=False, soft_wrap=True)

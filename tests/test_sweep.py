@@ -297,6 +297,18 @@ def test_a_logger_that_cannot_be_opened_is_refused_before_anything_is_submitted(
     assert not list((tmp_path / "sweep").glob("*/")) and not (tmp_path / "store").exists()
 
 
+def test_a_choice_that_is_no_yaml_ends_in_one_line(tmp_path: Path) -> None:
+    own = tmp_path / "conf" / "strategy"
+    own.mkdir(parents=True)
+    (own / "broken.yaml").write_text("_target_: [\n")
+    program = [sys.executable, str(ROOT / "run.py"), "strategy=broken", "size=tiny", f"store={tmp_path}/store"]
+    ended = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: while parsing a flow")
+    assert "conf/strategy/broken.yaml" in line
+
+
 def command(folder: Path, words: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
     arguments = [sys.executable, "run.py", "-m", f"store={folder}/store", f"hydra.sweep.dir={folder}/sweep", *words]
     env = {**os.environ, **environment}
