@@ -14,6 +14,7 @@ from sweetspot import report
 from sweetspot.logger import Logs
 from sweetspot.report.cost import cost
 from sweetspot.report.page import TEXTS, fitting, visible
+from sweetspot.report.runs import Point, changes
 from sweetspot.report.words import pretty
 from sweetspot.stages import Run
 from sweetspot.store import Store
@@ -153,6 +154,12 @@ def test_a_page_that_cannot_be_made_is_one_warning_beside_the_tables(
     assert [path.name for path in collect.write(sweep, found)] == ["sweep.parquet", "sweep.md"]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: the report could not be written: ValueError: runs that are averaged must differ")
+
+
+def test_a_manifest_without_the_start_s_ifeval_says_to_run_the_command_again(tmp_path: Path) -> None:
+    manifest = {"store": str(tmp_path), "evaluations": [{"kind": "ifeval", "path": "ifeval/k/checked.parquet"}]}
+    with pytest.raises(ValueError, match=r"old: its manifest is of an earlier version .* run its command again"):
+        changes(Point(Path("old"), manifest), "instructions")
 
 
 def test_cost_is_added_up_over_runs_by_stage_devices_and_price() -> None:

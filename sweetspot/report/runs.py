@@ -192,6 +192,11 @@ def _instructions(point: Point) -> dict[str, float]:
     found = next((one for one in point.manifest["evaluations"] if one["kind"] == "ifeval"), None)
     if found is None:
         raise ValueError(f"measure must be reward or win_rate without eval=ifeval, got instructions for {point.folder}")
+    if "start_path" not in found:
+        raise ValueError(
+            f"{point.folder}: its manifest is of an earlier version and has no ifeval of the start; run its command "
+            "again, which makes what is missing"
+        )
     own, start = (read_tile(point.store / found[name], CHECKED)[0] for name in ("path", "start_path"))
     gain = 100 * (followed(own) - followed(start))
     return dict(zip(sorted(own["prompt_id"].to_pylist()), gain.tolist(), strict=True))
