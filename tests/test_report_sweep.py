@@ -13,7 +13,7 @@ from sweetspot import manifest as manifests
 from sweetspot import report
 from sweetspot.logger import Logs
 from sweetspot.report.cost import cost
-from sweetspot.report.page import TEXTS, fitting, visible
+from sweetspot.report.page import TEXTS, fitting, with_codes
 from sweetspot.report.runs import Point, changes
 from sweetspot.report.words import pretty
 from sweetspot.stages import Run
@@ -208,9 +208,9 @@ def test_answers_before_and_after_are_those_of_the_scores_with_their_prompt(tmp_
 
 
 def test_a_character_that_nobody_would_see_is_shown_as_its_code() -> None:
-    assert visible("a\x00b\x1bc\x7fd\x85e\r\nf\rg\th\n") == "a\\x00b\\x1bc\\x7fd\\x85e\nf\\x0dg\th\n"
-    assert visible("\ud83d \ude00\ufffe") == "\\ud83d \\ude00\\ufffe"
-    assert visible("\U0001f600 \u05e9\u200f é") == "\U0001f600 \u05e9\u200f é"
+    assert with_codes("a\x00b\x1bc\x7fd\x85e\r\nf\rg\th\n") == "a\\x00b\\x1bc\\x7fd\\x85e\nf\\x0dg\th\n"
+    assert with_codes("\ud83d \ude00\ufffe") == "\\ud83d \\ude00\\ufffe"
+    assert with_codes("\U0001f600 \u05e9\u200f é") == "\U0001f600 \u05e9\u200f é"
 
 
 def test_texts_are_cut_so_that_all_together_fit() -> None:
