@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from rich.console import Console
+from yaml import YAMLError
 
 from sweetspot import logger as loggers
 from sweetspot import manifest as manifests
@@ -45,7 +46,8 @@ from sweetspot.sweep.points import run_name, sweep_name
 from sweetspot.visible import one_line, visible
 
 WANTS_TRACE = os.environ.get("HYDRA_FULL_ERROR") == "1"
-USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, WorkerError, StoreError, SweepError, OSError)
+COMPOSING = (HydraException, OmegaConfBaseException, YAMLError)
+USER_ERRORS = (*COMPOSING, ValueError, WorkerError, StoreError, SweepError, OSError)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 STAGES = ("sample", "score", "select", "train", "evaluate")
@@ -104,7 +106,7 @@ class Settings:
     @property
     def chosen(self) -> str:
         """The position of the strategy's chosen response."""
-        return getattr(self.strategy, "chosen", type(self.strategy).__name__)
+        return str(getattr(self.strategy, "chosen", type(self.strategy).__name__))
 
     @property
     def adaptive(self) -> Adaptive | None:
@@ -194,10 +196,10 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     told += stages.cautions(settings.strategy, settings.n_samples, prompts.duplicates)
     told += stages.check(evaluations)
     store = opened(settings.store)
+    facts: dict[str, Any] = {"warnings": told, "rounds": [], "evaluations": []}
     if node := ranks.node(settings.launch):  # it helps to sample, score and train, and leaves the rest to node 0
-        nothing: dict[str, Any] = {"warnings": [], "rounds": [], "evaluations": []}
-        run = Run(store, folder / f"node-{node}", settings.launch, loggers.Logs({}), False)
-        _stages(settings, {}, prompts, run, nothing)
+        own = Run(store, folder / f"node-{node}", settings.launch, loggers.Logs({}), False)
+        _stages(settings, {}, prompts, own, facts)
         return folder
     for warning in told:
         console.print(f"warning: {visible(warning)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -205,17 +207,17 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
     run = Run(store, folder, settings.launch, logs, settings.remake_corrupt)
     stages.try_judges(evaluations, run)
     written = folder / "manifest.json"
-    facts: dict[str, Any] = {"warnings": told, "rounds": [], "evaluations": []}
     try:
         _stages(settings, evaluations, prompts, run, facts)
     finally:
         manifest = {**manifests.of_run(run, config, command, started), **facts}
         manifests.write(written, manifest)
-        pages = [] if sys.exc_info()[0] else [report.write(written)]
+        pages = [] if sys.exc_info()[0] else report.tried(lambda: report.write(written), told)
         logs.close(manifests.flat_metrics(manifest), [written, *pages])
         manifests.write(written, manifest)  # with what closing the logs had to tell
     console.print(report.summary(manifest))
-    console.print(f"report    {pages[0]}\nmanifest  {written}", markup=False, highlight=False, soft_wrap=True)
+    lies = "".join(f"report    {page}\n" for page in pages)
+    console.print(f"{lies}manifest  {written}", markup=False, highlight=False, soft_wrap=True)
     return written
 
 

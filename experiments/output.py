@@ -18,11 +18,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments import runs
 from experiments.runs import Point, Settings
 from sweetspot.distribution import Curve
 from sweetspot.store import StoreError
+from sweetspot.visible import in_markdown, one_line, visible
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -36,6 +38,7 @@ STYLE: Any = {
     "savefig.dpi": 160,
 }
 UNKNOWN = "not reported"
+COLUMNS = ("what", "the paper", "found")  # of the comparison
 LABELS = (
     "model",
     "reward_model",
@@ -96,9 +99,12 @@ def write(found: Found, points: Sequence[Point], folder: Path) -> list[Path]:
 
 def comparison(found: Found) -> str:
     """The comparison with the paper as a table in Markdown."""
-    rows = [("what", "the paper", "found"), ("---",) * 3]
-    rows += [(line.what, line.paper, line.found) for line in found.beside]
-    cells = [" | ".join(" ".join(text.split()).replace("|", r"\|") for text in row) for row in rows]
+    rows = [(line.what, line.paper, line.found) for line in found.beside]
+    cells = [
+        " | ".join(COLUMNS),
+        " | ".join("---" for _ in COLUMNS),
+        *(" | ".join(map(in_markdown, row)) for row in rows),
+    ]
     return "\n".join([*(f"| {row} |" for row in cells), "", f"The {NOTES}.", ""])
 
 
@@ -137,10 +143,10 @@ def _label(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def show(found: Found, title: str) -> None:
     """Print the comparison with the paper."""
     table = Table(title=title, title_justify="left")
-    for name in ("what", "the paper", "found"):
+    for name in COLUMNS:
         table.add_column(name, overflow="fold")
     for line in found.beside:
-        table.add_row(line.what, line.paper, line.found)
+        table.add_row(*(Text(one_line(cell)) for cell in (line.what, line.paper, line.found)))
     console = Console()
     console.print(table, markup=False)
     console.print(NOTES, highlight=False)
@@ -170,11 +176,12 @@ def run(study: Callable[[Sequence[Point], Settings, str], Found], name: str, doc
             found = study(points, Settings(given.resamples, given.seed), given.measure)
         again = repeated(found, given.repeats) if given.repeats else []
     except (ValueError, OSError, StoreError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(str(error))}")
     show(found, f"{name}, {len(points)} runs")
     if missing:
-        print(f"not done: {', '.join(missing)}")
-    print(*again, *write(found, points, given.out or given.folders[0] / name), sep="\n")
+        print(one_line(f"not done: {', '.join(missing)}"))
+    written = write(found, points, given.out or given.folders[0] / name)
+    print(*(visible(line) for line in (*again, *map(str, written))), sep="\n")
 
 
 def figure(width: float = 7.0, height: float = 4.0) -> Figure:

@@ -20,10 +20,17 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 Built = TypeVar("Built")
 
 
+CODE = ("_target_", "_source_")  # keys of a config that are no fields
+_SOURCES: dict[str, str] = {}  # SHA-256 of the file of each foreign module, as it was when its classes were made
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def component(cls: type[Built]) -> type[Built]:
     """The class as a frozen dataclass that refuses wrong types, values out of range or not finite, and unknown keys."""
     config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    _SOURCES.pop(cls.__module__, None)  # it is imported now, perhaps anew
+    for name in _foreign_modules(cls):
+        _source(name)
     return cast("type[Built]", pydantic_dataclass(cls, frozen=True, kw_only=True, config=config))
 
 
@@ -38,39 +45,55 @@ def identity(part: Any) -> dict[str, Any]:
     `version` is a class variable (1 when absent), raised when the meaning of the fields changes. A component whose
     fields do not tell (a folder, whose content counts and not its place) has a method `identity` of its own. One that
     is not of this package has no version to rely on, so that the text of its file counts: edited code is another
-    component. What the file imports does not count.
+    component, and so do the fields that it adds to a class whose `identity` it inherits. What the file imports does
+    not count.
 
     Raises:
         ValueError: for a class of somebody's own that is in no file.
     """
     told = part.identity() if hasattr(part, "identity") else field_identity(part)
     foreign = _foreign_sources(type(part))
-    return {**told, "source": foreign} if foreign else told
+    return {**told, **_beyond_inherited(part), "_source_": foreign} if foreign else told
+
+
+def _beyond_inherited(part: Any) -> dict[str, Any]:
+    """What an `identity` that a class inherits cannot tell of it: which class it is, and the fields that it adds."""
+    cls = type(part)
+    teller = next((one for one in cls.__mro__ if "identity" in vars(one)), cls)
+    added = {name: getattr(part, name) for name in _kept_fields(cls) if name not in _kept_fields(teller)}
+    return {**_class_identity(cls), **({"_fields_": within(added, identity)} if added else {})}
 
 
 def _foreign_sources(cls: type) -> dict[str, str]:
-    """SHA-256 of the file of each module, outside this package and the standard library, that defines the class or one
-    that it extends."""
-    home, found = __name__.partition(".")[0], dict[str, str]()
-    for name in sorted({one.__module__ for one in cls.__mro__}):
-        if name.partition(".")[0] in (home, *sys.stdlib_module_names):
-            continue
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file is None:
-            raise ValueError(f"a component must be a class of a Python file, got {cls.__qualname__} of {name}")
-        found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    return found
+    """SHA-256 of the file of each foreign module, as it was when this process imported it."""
+    found = {name: _source(name) for name in _foreign_modules(cls)}
+    if without := [name for name, source in found.items() if source is None]:
+        raise ValueError(f"a component must be a class of a Python file, got {cls.__qualname__} of {without[0]}")
+    return cast("dict[str, str]", found)
+
+
+def _foreign_modules(cls: type) -> list[str]:
+    """The modules outside this package and the standard library that define the class or one that it extends."""
+    home = (__name__.partition(".")[0], *sys.stdlib_module_names)
+    return [name for name in sorted({one.__module__ for one in cls.__mro__}) if name.partition(".")[0] not in home]
+
+
+def _source(name: str) -> str | None:
+    """SHA-256 of the module's file when it was first asked for; None where the module is in no file."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if name not in _SOURCES and file is not None and Path(file).is_file():
+        _SOURCES[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return _SOURCES.get(name)
 
 
 def field_identity(part: Any) -> dict[str, Any]:
     """A component's class, version and the fields that are not runtime, nested components by their identity."""
-    cls = type(part)
-    kept = {name: getattr(part, name) for name in _field_names(cls) if not _is_runtime(cls, name)}
-    return {
-        "class": f"{cls.__module__}.{cls.__qualname__}",
-        "version": getattr(cls, "version", 1),
-        **within(kept, identity),
-    }
+    kept = {name: getattr(part, name) for name in _kept_fields(type(part))}
+    return {**_class_identity(type(part)), **within(kept, identity)}
+
+
+def _class_identity(cls: type) -> dict[str, Any]:
+    return {"class": f"{cls.__module__}.{cls.__qualname__}", "version": getattr(cls, "version", 1)}
 
 
 def within(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -105,17 +128,20 @@ def json_values(value: Any) -> Any:
 
 
 def to_config(part: Any) -> dict[str, Any]:
-    """The component as the plain config that builds it again in another process."""
+    """The component as the plain config that builds it again in another process, of the same code."""
     cls = type(part)
     values = {name: getattr(part, name) for name in _field_names(cls)}
-    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **within(values, to_config)}
+    foreign = _foreign_sources(cls)
+    of_code = {"_source_": foreign} if foreign else {}
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **of_code, **within(values, to_config)}
 
 
 def build(config: Mapping[str, Any], at: str = "") -> Any:
     """The component that a config describes, nested `_target_`s first.
 
     Args:
-        config: plain keys and values with a `_target_` (dotted path of the class).
+        config: plain keys and values with a `_target_` (dotted path of the class), and perhaps the `_source_` that its
+            files must have (SHA-256 by module).
         at: where the config lies ("sampler"), for the error text.
 
     Raises:
@@ -123,17 +149,29 @@ def build(config: Mapping[str, Any], at: str = "") -> Any:
     """
     from hydra.utils import get_class  # Hydra is not needed to use a component
 
-    nested = {name: _build_within(value, _join(at, name)) for name, value in config.items() if name != "_target_"}
+    nested = {name: _build_within(value, _join(at, name)) for name, value in config.items() if name not in CODE}
     target = config.get("_target_")
     try:
         cls = get_class(cast("str", target))
     except (ImportError, ValueError, TypeError) as error:
         where = f"{_join(at, '_target_')} must be the dotted path of a class, got {target!r}"
         raise ValueError(where + _fault_within(error.__cause__, str(target))) from None
+    _check_sources(cls, config.get("_source_"), at)
     try:
         return cls(**nested)
     except ValidationError as error:
         raise ValueError(explain(error, at, _field_names(cls))) from None
+
+
+def _check_sources(cls: type, keyed: Any, at: str) -> None:
+    """Refuse code that was edited between the run that made a key of it and this process, which would use it."""
+    found = _foreign_sources(cls)
+    edited = [name for name in found if keyed is not None and keyed.get(name) != found[name]]
+    if edited:
+        raise ValueError(
+            f"{_join(at, '_target_')}: {', '.join(edited)} was edited after the run had read it; the same command goes "
+            "on with what it is now"
+        )
 
 
 def _fault_within(cause: BaseException | None, target: str) -> str:
@@ -173,6 +211,11 @@ def _explain_one(fault: dict[str, Any], at: str, known: list[str]) -> str:
 
 def _field_names(cls: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
+
+
+def _kept_fields(cls: type) -> list[str]:
+    """The fields that decide results."""
+    return [name for name in _field_names(cls) if not _is_runtime(cls, name)] if dataclasses.is_dataclass(cls) else []
 
 
 def _is_runtime(cls: Any, name: str) -> bool:

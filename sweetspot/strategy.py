@@ -199,8 +199,8 @@ class PositionPair:
             raise ValueError(f"strategy.chosen must lie above strategy.rejected for some rewards, got the pair {self}")
 
     def __str__(self) -> str:
-        """The pair as the paper writes it."""
-        return f"({self.chosen}, {self.rejected})"
+        """The pair as the paper writes it, and `ddof` where it is another than usual."""
+        return f"({self.chosen}, {self.rejected}{'' if self.ddof == 1 else f'; ddof={self.ddof}'})"
 
     @property
     def positions(self) -> tuple[Position, Position]:

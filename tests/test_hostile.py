@@ -99,6 +99,18 @@ def test_ordinary_words_of_a_table_have_no_escapes() -> None:
     assert in_markdown(words) == words
 
 
+@EACH
+def test_a_comparison_with_the_paper_shows_the_names_of_others_as_they_are(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = output.Found({}, beside=[output.Beside(text, "not reported", f"0.5 {text}")])
+    page = rendered(output.comparison(found))
+    assert page.count("<td>") == 3
+    assert html.unescape(re.findall(r"<td>(.*?)</td>", page)[0]) == one_line(text)
+    output.show(found, "a study")
+    assert is_plain(capsys.readouterr().out)
+
+
 def test_prompts_are_stored_as_they_are(tmp_path: Path) -> None:
     loaded = local(tmp_path / "p.jsonl", *HOSTILE.values()).load().train
     pq.write_table(loaded, tmp_path / "prompts.parquet")

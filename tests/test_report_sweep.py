@@ -13,7 +13,8 @@ from sweetspot import manifest as manifests
 from sweetspot import report
 from sweetspot.logger import Logs
 from sweetspot.report.cost import cost
-from sweetspot.report.page import TEXTS, fitting, visible
+from sweetspot.report.page import TEXTS, fitting, with_codes
+from sweetspot.report.runs import Point, changes
 from sweetspot.report.words import pretty
 from sweetspot.stages import Run
 from sweetspot.store import Store
@@ -132,6 +133,35 @@ def test_seeds_of_one_strategy_are_averaged(tmp_path: Path) -> None:
     assert any(words.startswith("gain of the judge's reward of 1 policies") for words in page.values("aria-label"))
 
 
+def test_strategies_that_differ_in_another_field_than_their_positions_are_apart(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [("max", "mu-2sigma")] * 4)
+    pair = json.loads((sweep.path(sweep.jobs[0]) / "manifest.json").read_text())["config"]
+    edit(sweep, 1, config={**pair, "strategy": {**pair["strategy"], "ddof": 0}})
+    edit(sweep, 2, config={**pair, "strategy": {**pair["strategy"], "_target_": "own.Scaled"}})
+    edit(sweep, 3, config={**pair, "strategy": {"_target_": "own.Third", "chosen": "third", "rejected": 2}})
+    page = Page(written(sweep))
+    told = next(words for words in page.values("aria-label") if words.startswith("gain of the judge's reward of 4"))
+    names = ["(max, mu-2sigma)", "(max, mu-2sigma; ddof=0)"]
+    names += ["Scaled(chosen='max', rejected='mu-2sigma')", "Third(chosen='third', rejected=2)"]
+    assert [pretty(name) in told or name in told for name in names] == [True] * 4
+
+
+def test_a_page_that_cannot_be_made_is_one_warning_beside_the_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = make_sweep(tmp_path, [("max", "min"), ("max", "min")])  # no figure is for two runs of one seed
+    found = {job.number: DONE for job in sweep.jobs}
+    assert [path.name for path in collect.write(sweep, found)] == ["sweep.parquet", "sweep.md"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the report could not be written: ValueError: runs that are averaged must differ")
+
+
+def test_a_manifest_without_the_start_s_ifeval_says_to_run_the_command_again(tmp_path: Path) -> None:
+    manifest = {"store": str(tmp_path), "evaluations": [{"kind": "ifeval", "path": "ifeval/k/checked.parquet"}]}
+    with pytest.raises(ValueError, match=r"old: its manifest is of an earlier version .* run its command again"):
+        changes(Point(Path("old"), manifest), "instructions")
+
+
 def test_cost_is_added_up_over_runs_by_stage_devices_and_price() -> None:
     """Two runs on 4 GPUs: 0.5 and 1 h of training, 0.5 h between, all of them 8 device-hours; at 3 an hour, 24."""
     stage = {"name": "train", "unit": "policies", "made": 1, "reused": 0}
@@ -178,9 +208,9 @@ def test_answers_before_and_after_are_those_of_the_scores_with_their_prompt(tmp_
 
 
 def test_a_character_that_nobody_would_see_is_shown_as_its_code() -> None:
-    assert visible("a\x00b\x1bc\x7fd\x85e\r\nf\rg\th\n") == "a\\x00b\\x1bc\\x7fd\\x85e\nf\\x0dg\th\n"
-    assert visible("\ud83d \ude00\ufffe") == "\\ud83d \\ude00\\ufffe"
-    assert visible("\U0001f600 \u05e9\u200f é") == "\U0001f600 \u05e9\u200f é"
+    assert with_codes("a\x00b\x1bc\x7fd\x85e\r\nf\rg\th\n") == "a\\x00b\\x1bc\\x7fd\\x85e\nf\\x0dg\th\n"
+    assert with_codes("\ud83d \ude00\ufffe") == "\\ud83d \\ude00\\ufffe"
+    assert with_codes("\U0001f600 \u05e9\u200f é") == "\U0001f600 \u05e9\u200f é"
 
 
 def test_texts_are_cut_so_that_all_together_fit() -> None:

@@ -198,6 +198,17 @@ def test_an_adaptive_budget_fills_an_ordinary_pool_unevenly_and_the_same_again(
     assert after["rounds"][0]["pairs"]["key"] == first["rounds"][0]["pairs"]["key"]
 
 
+def test_a_report_that_cannot_be_written_is_a_warning_and_the_logs_are_closed(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "report.html").mkdir(parents=True)
+    manifest = finish([*tiny_overrides, "until=sample"], tmp_path / "store", tmp_path / "run")
+    (warning,) = [line for line in manifest["warnings"] if "report" in line]
+    assert warning.startswith("the report could not be written: IsADirectoryError: ")
+    last = (tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["event"] == "finish"
+
+
 def test_another_strategy_samples_and_scores_nothing(
     finished: tuple[Path, dict[str, Any]], tiny_overrides: list[str], tmp_path: Path
 ) -> None:

@@ -21,9 +21,9 @@ from sweetspot.sweep.check import check_seen, check_writable, file_system, gpus_
 from sweetspot.sweep.command import main
 from sweetspot.sweep.folder import Attempt, Job, Status, Sweep
 from sweetspot.sweep.launcher import Local, Shape, Slurm
-from sweetspot.sweep.launching import Asked, written
-from sweetspot.sweep.outcome import outcomes
-from sweetspot.sweep.points import axes, check_axes, composed, own, point_name, run_name, sweep_name
+from sweetspot.sweep.launching import Asked, keyed, written
+from sweetspot.sweep.outcome import Outcome, outcomes
+from sweetspot.sweep.points import Composed, axes, check_axes, composed, own, point_name, run_name, sweep_name
 from sweetspot.sweep.submit import hand_over, parameters, python_command, submit, told_by
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +116,18 @@ def test_a_second_sweep_keeps_the_jobs_of_the_first_and_adds_its_own(tmp_path: P
         *first.jobs,
         Job(2, "n=50", ("n=50", "seed=1")),
     )
+
+
+def test_a_job_keeps_the_key_of_what_it_made_unless_another_is_known(tmp_path: Path) -> None:
+    """Number 0 is done without a key, 1 runs, 2 is done and edited since, 3 failed and is none of the points."""
+    points = [(f"n={n}",) for n in range(3)]
+    jobs = [Job(number, f"n={number}", (f"n={number}",), key="old" if number else None) for number in range(4)]
+    now = composed(points, plain, dict)
+    done, running, failed = (Outcome(one, "", "", "") for one in ("done", "running", "failed"))
+    standing = {0: done, 1: running, 2: done, 3: failed}
+    found = keyed(sweep_in(tmp_path, *jobs), standing, [2, 3], now).jobs
+    new = [one.key for one in now.values() if isinstance(one, Composed)]
+    assert [job.key for job in found] == [new[0], "old", new[2], "old"]
 
 
 def test_a_job_that_says_it_runs_but_has_no_process_was_killed(tmp_path: Path) -> None:
@@ -295,6 +307,18 @@ def test_a_logger_that_cannot_be_opened_is_refused_before_anything_is_submitted(
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: logger.wandb.mode must be auto or offline without a W&B key")
     assert not list((tmp_path / "sweep").glob("*/")) and not (tmp_path / "store").exists()
+
+
+def test_a_choice_that_is_no_yaml_ends_in_one_line(tmp_path: Path) -> None:
+    own = tmp_path / "conf" / "strategy"
+    own.mkdir(parents=True)
+    (own / "broken.yaml").write_text("_target_: [\n")
+    program = [sys.executable, str(ROOT / "run.py"), "strategy=broken", "size=tiny", f"store={tmp_path}/store"]
+    ended = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: while parsing a flow")
+    assert "conf/strategy/broken.yaml" in line
 
 
 def command(folder: Path, words: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sweetspot.component import CODE
 from sweetspot.exchange.inventory import Artefact, strategy_name
 from sweetspot.visible import in_markdown, visible
 
@@ -114,7 +115,7 @@ def _config(config: Mapping[str, Any]) -> str:
     fields = ", ".join(
         f"{field} {_config(value) if isinstance(value, dict) else value}"
         for field, value in config.items()
-        if field != "_target_" and value is not None
+        if field not in CODE and value is not None
     )
     return f"{name} ({fields})" if fields else name
 

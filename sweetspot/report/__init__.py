@@ -1,7 +1,8 @@
 """The report of a run, report.html beside its manifest.json; that of a sweep; and the summary on the terminal."""
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,21 @@ from sweetspot.report.rows import Shown, points, read_history, read_scored, read
 from sweetspot.report.runs import artefacts
 from sweetspot.report.summary import sections, summary, verdict
 from sweetspot.report.swept import Job, Swept, facts
+from sweetspot.visible import one_line
 
-__all__ = ["Job", "Swept", "summary", "write", "write_sweep"]
+__all__ = ["Job", "Swept", "summary", "tried", "write", "write_sweep"]
 CONFIGURATION = 100_000  # characters of the configuration that are shown
+
+
+def tried(write: Callable[[], Path], warnings: list[str]) -> list[Path]:
+    """The page that `write` makes; none, and a line in the warnings and on the terminal, where it fails for whatever
+    reason: what a page shows is kept elsewhere, and its fault must not be that of what it shows."""
+    try:
+        return [write()]
+    except Exception as error:
+        warnings.append(f"the report could not be written: {type(error).__name__}: {one_line(str(error))}")
+        print(f"warning: {warnings[-1]}", file=sys.stderr, flush=True)
+        return []
 
 
 def write_sweep(path: Path, sweep: Swept, jobs: Sequence[Job]) -> Path:

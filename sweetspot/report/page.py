@@ -45,11 +45,11 @@ def _brief(value: Any) -> Any:
 def replace(path: Path, page: str) -> Path:
     """Write the page whole; an earlier one is replaced."""
     scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(visible(page), encoding="utf-8")
+    scratch.write_text(with_codes(page), encoding="utf-8")
     return scratch.replace(path)
 
 
-def visible(text: str) -> str:
+def with_codes(text: str) -> str:
     """The text with its code for each character that HTML cannot hold or nobody would see: ESC becomes \\x1b, half a
     surrogate pair \\ud83d."""
     return UNSEEN.sub(_code, text.replace("\r\n", "\n"))
@@ -63,6 +63,6 @@ def _code(found: re.Match[str]) -> str:
 def fitting(texts: Iterable[str]) -> int:
     """How many characters of each text a page shows, so that all together keep within `TEXTS`."""
     limit, listed = LONGEST, list(texts)
-    while limit > 1 and sum(len(str(escape(visible(text[:limit]))).encode()) for text in listed) > TEXTS:
+    while limit > 1 and sum(len(str(escape(with_codes(text[:limit]))).encode()) for text in listed) > TEXTS:
         limit //= 2
     return limit

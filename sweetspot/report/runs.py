@@ -15,9 +15,11 @@ from sweetspot.schema import CHECKED, PAIRS, PROMPTS, SAMPLES, SCORES
 from sweetspot.stages.pool import served
 from sweetspot.statistics import bootstrap_mean, sign_flip_p
 from sweetspot.store import read_tile
+from sweetspot.strategy import PositionPair
 
 Floats = NDArray[np.float64]
 Each = TypeVar("Each")
+PAIR = f"{PositionPair.__module__}.{PositionPair.__qualname__}"
 LEVEL = {"reward": 0.0, "win_rate": 50.0, "instructions": 0.0}  # of a policy that answers as well as its baseline
 JUDGED = ("held_out", "alpaca_eval_2", "arena_hard")  # evaluations that have a preference for every prompt
 
@@ -59,17 +61,24 @@ class Point:
 
     @property
     def positions(self) -> tuple[str, str]:
-        """The chosen and the rejected position of its strategy; the name of a strategy without positions, twice."""
-        fields = dict(self.config["strategy"])
-        kind = fields.pop("_target_").rpartition(".")[2]
-        name = f"{kind}({', '.join(f'{field}={value!r}' for field, value in fields.items())})"
-        return fields.get("chosen", name), fields.get("rejected", name)
+        """The chosen and the rejected position of a pair of positions; the name of any other strategy, twice."""
+        pair = self._pair
+        return (pair.chosen, pair.rejected) if pair else (self.strategy, self.strategy)
 
     @property
     def strategy(self) -> str:
-        """The strategy as the paper writes it."""
-        chosen, rejected = self.positions
-        return chosen if chosen == rejected else f"({chosen}, {rejected})"  # random, or one of somebody's own
+        """The strategy as the paper writes it; one of somebody's own by its class and all of its fields."""
+        if pair := self._pair:
+            return pair.chosen if pair.chosen == pair.rejected else str(pair)  # random
+        fields = dict(self.config["strategy"])
+        kind = fields.pop("_target_").rpartition(".")[2]
+        return f"{kind}({', '.join(f'{field}={value!r}' for field, value in fields.items())})"
+
+    @property
+    def _pair(self) -> PositionPair | None:
+        """The strategy where it is the package's pair of positions; None for one of somebody's own."""
+        fields = dict(self.config["strategy"])
+        return PositionPair(**fields) if fields.pop("_target_") == PAIR else None
 
     def part(self, name: str, turn: int = -1) -> Mapping[str, Any]:
         """What the manifest says of samples, rewards, pairs or policy of a round; empty where it was not reached."""
@@ -183,6 +192,11 @@ def _instructions(point: Point) -> dict[str, float]:
     found = next((one for one in point.manifest["evaluations"] if one["kind"] == "ifeval"), None)
     if found is None:
         raise ValueError(f"measure must be reward or win_rate without eval=ifeval, got instructions for {point.folder}")
+    if "start_path" not in found:
+        raise ValueError(
+            f"{point.folder}: its manifest is of an earlier version and has no ifeval of the start; run its command "
+            "again, which makes what is missing"
+        )
     own, start = (read_tile(point.store / found[name], CHECKED)[0] for name in ("path", "start_path"))
     gain = 100 * (followed(own) - followed(start))
     return dict(zip(sorted(own["prompt_id"].to_pylist()), gain.tolist(), strict=True))

@@ -13,7 +13,7 @@ from sweetspot.report.results import evaluation_result
 from sweetspot.report.runs import Point, Settings
 from sweetspot.report.words import count, interval, percent, pretty, signed
 from sweetspot.statistics import ALPHA
-from sweetspot.strategy import POINTS
+from sweetspot.strategy import POINTS, Position
 
 SETTINGS = Settings(resamples=2000, seed=0)
 POOLS = 3  # pools whose curves over n are drawn
@@ -150,9 +150,20 @@ def _rate(value: float) -> str:
 
 def positions(points: Sequence[Point]) -> list[str]:
     """The positions that the sweep's strategies take, and max and min; of many the seven points before others."""
-    named = [point.positions for point in points if "chosen" in point.config["strategy"]]
-    used = {position for pair in named for position in pair if position != BASELINE} | {"max", "min"}
+    named = [point.config["strategy"].get(end) for point in points for end in ("chosen", "rejected")]
+    used = {one for one in named if one != BASELINE and _is_position(one)} | {"max", "min"}
     return [*(point for point in POINTS if point in used), *sorted(used - {*POINTS})][:MOST_POSITIONS]
+
+
+def _is_position(value: Any) -> bool:
+    """Whether the field of a strategy, which may be of somebody's own, is a position."""
+    if not isinstance(value, str):
+        return False
+    try:
+        Position.parse(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _done(jobs: Sequence[Job]) -> str:
@@ -204,8 +215,9 @@ def _prompts(point: Point, measure: str) -> tuple[str, ...]:
 
 
 def _is_grid(rows: Sequence[Row]) -> bool:
-    """Whether most of the paper's 21 pairs are there."""
-    return sum(row["chosen"] in POINTS and row["rejected"] in POINTS for row in rows) > GRID // 2
+    """Whether most of the paper's 21 pairs are there, each once (not with another ddof as well)."""
+    cells = [(row["chosen"], row["rejected"]) for row in rows if {row["chosen"], row["rejected"]} <= {*POINTS}]
+    return GRID // 2 < len(cells) == len(set(cells))
 
 
 def _largest_pools(points: Sequence[Point]) -> list[Point]:

@@ -88,11 +88,12 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         with hydra.initialize_config_dir(str(PROGRAM.parent / "conf"), version_base="1.3"):
             plain: Any = OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(f"calibrate: {error}") from None
     return plain
 

@@ -47,7 +47,8 @@ def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
 
 def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     """Write the table into the folder: sweep.parquet has every number, sweep.md those of the last round's pairs, and
-    sweep.html results, failures and times. Jobs that are logged to W&B get a summary there (`summary`)."""
+    sweep.html results, failures and times (last; a page that cannot be made is a warning, and left out). Jobs that are
+    logged to W&B get a summary there (`summary`)."""
     table = rows(sweep, found)
     names = list(dict.fromkeys(name for row in table for name in row))
     columns = {name: [row.get(name) for row in table] for name in names}
@@ -59,9 +60,9 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     scratch.write_text(markdown(SHOWN, table), encoding="utf-8")
     scratch.replace(page)
     facts, shown = _facts(sweep, found)
-    written = [parquet, page, report.write_sweep(sweep.folder / "sweep.html", facts, shown)]
+    pages = report.tried(lambda: report.write_sweep(sweep.folder / "sweep.html", facts, shown), [])
     summary.send(sweep, table, facts, shown)
-    return written
+    return [parquet, page, *pages]
 
 
 def _facts(sweep: Sweep, found: Mapping[int, Outcome]) -> tuple[Swept, list[report.Job]]:

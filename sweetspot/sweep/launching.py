@@ -84,14 +84,13 @@ def launch(asked: Asked) -> Sweep:
         check(launcher, {**places, "run.py": asked.program.parent})
     sweep = written(asked, keys, launcher, known)
     standing = outcomes(sweep)
-    makes = {frozenset(one): found.key for one, found in known.items() if isinstance(found, Composed)}
-    keyed = {job.number: replace(job, key=makes.get(frozenset(job.overrides))) for job in sweep.jobs}
-    wanted = [job.number for job in sweep.jobs if _wanted(job, standing[job.number], keyed[job.number].key)]
-    sweep = sweep.with_jobs({number: keyed[number] for number in wanted})
+    keys_now = _keys(sweep, known)
+    wanted = [job.number for job in sweep.jobs if _wanted(job, standing[job.number], keys_now.get(job.number))]
     _tell(sweep, standing, wanted)
     jobs = [job for job in sweep.jobs if job.number in wanted]
     older = [job.overrides for job in jobs if job.overrides not in known]  # pools, and points of a sweep before
     known = {**known, **composed(older, asked.compose, asked.check)}
+    sweep = keyed(sweep, standing, wanted, known)
     found, left_out = forecast(jobs, known, launcher)
     for line in (
         *lines(found, launcher.price_per_device_hour, launcher.calibration),
@@ -209,6 +208,26 @@ def _asked_again(sweep: Sweep) -> dict[int, Outcome]:
             if time.monotonic() > end:
                 raise
             time.sleep(POLL_SECONDS)
+
+
+def keyed(sweep: Sweep, standing: Mapping[int, Outcome], wanted: Sequence[int], known: Known) -> Sweep:
+    """The sweep with the keys, where they are known, of the jobs that are submitted now, and of those that are done and
+    have none: by it a later edit is noticed."""
+    first = [job.number for job in sweep.jobs if job.key is None and standing[job.number].standing == "done"]
+    keys = _keys(sweep, known)
+    return sweep.with_jobs(
+        {
+            job.number: replace(job, key=keys[job.number])
+            for job in sweep.jobs
+            if job.number in {*wanted, *first} & {*keys}
+        }
+    )
+
+
+def _keys(sweep: Sweep, known: Known) -> dict[int, str]:
+    """What jobs would make now, by number, where they are among the points."""
+    makes = {frozenset(one): found.key for one, found in known.items() if isinstance(found, Composed)}
+    return {job.number: makes[one] for job in sweep.jobs if (one := frozenset(job.overrides)) in makes}
 
 
 def _wanted(job: Job, one: Outcome, key: str | None) -> bool:

@@ -103,6 +103,7 @@ def composed(
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     found: dict[tuple[str, ...], Composed | str] = {}
     for point in points:
@@ -110,7 +111,7 @@ def composed(
             config = compose(point)
             check(config)
             found[tuple(point)] = Composed(config, result_key(config))
-        except (ValueError, HydraException, OmegaConfBaseException) as error:
+        except (ValueError, HydraException, OmegaConfBaseException, YAMLError) as error:
             found[tuple(point)] = " ".join(str(error).split())
     return found
 

@@ -55,12 +55,8 @@ def send(sweep: Sweep, table: Sequence[Facts], facts: report.Swept, jobs: Sequen
     shown = [_job(job, names[job.name], hidden, logger.text) for job in jobs]
     done = sum(row["standing"] == "done" for row in table)
     with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "sweep.html"
-        try:
-            report.write_sweep(page, swept, shown)
-        except ValueError as error:  # strategies that differ in a path alone
-            warn(f"the sweep has no page in W&B: {error}")
-        logs.close({"points": len(table), "done": done}, [page] if page.exists() else [])
+        pages = report.tried(lambda: report.write_sweep(Path(folder) / "sweep.html", swept, shown), [])
+        logs.close({"points": len(table), "done": done}, pages)
 
 
 def _swept(facts: report.Swept, name: str, hidden: Private) -> report.Swept:
