@@ -10,9 +10,10 @@ from sweetspot.distribution.subsets import SUBSETS
 from sweetspot.report import runs
 from sweetspot.report.runs import Point, Settings
 from sweetspot.statistics import holm
-from sweetspot.strategy import Position
+from sweetspot.strategy import POINTS, Position
 
 BASELINE = "random"
+MOST_POSITIONS = 9  # in a figure of selection over n
 DRAWS = 50_000  # of random subsets over all prompts, for a position without a closed form
 
 
@@ -86,3 +87,21 @@ def _columns(bands: dict[str, Curve], at: int) -> dict[str, float]:
         for prefix, of in bands.items()
         for name in ("mean", "low", "high")
     }
+
+
+def positions(points: Sequence[Point]) -> list[str]:
+    """The positions that the sweep's strategies take, and max and min; of many the seven points before others."""
+    named = [point.config["strategy"].get(end) for point in points for end in ("chosen", "rejected")]
+    used = {one for one in named if one != BASELINE and _is_position(one)} | {"max", "min"}
+    return [*(point for point in POINTS if point in used), *sorted(used - {*POINTS})][:MOST_POSITIONS]
+
+
+def _is_position(value: Any) -> bool:
+    """Whether the field of a strategy, which may be of somebody's own, is a position."""
+    if not isinstance(value, str):
+        return False
+    try:
+        Position.parse(value)
+    except ValueError:
+        return False
+    return True

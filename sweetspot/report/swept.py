@@ -8,16 +8,15 @@ from typing import Any
 from sweetspot.component import key as key_of
 from sweetspot.report import runs
 from sweetspot.report.cost import cost
-from sweetspot.report.effects import BASELINE, by_n, effects
+from sweetspot.report.effects import BASELINE, by_n, effects, positions
 from sweetspot.report.results import evaluation_result
 from sweetspot.report.runs import Point, Settings
 from sweetspot.report.words import count, interval, percent, pretty, signed
 from sweetspot.statistics import ALPHA
-from sweetspot.strategy import POINTS, Position
+from sweetspot.strategy import POINTS
 
 SETTINGS = Settings(resamples=2000, seed=0)
 POOLS = 3  # pools whose curves over n are drawn
-MOST_POSITIONS = 9  # in the figure of selection over n
 FEW = 5  # training curves that are named one by one
 GRID = 21  # pairs of the seven points
 SEEDS = ("seed",)
@@ -146,24 +145,6 @@ def gain(row: Row, prefix: str = "") -> str:
 
 def _rate(value: float) -> str:
     return percent(value / 100)
-
-
-def positions(points: Sequence[Point]) -> list[str]:
-    """The positions that the sweep's strategies take, and max and min; of many the seven points before others."""
-    named = [point.config["strategy"].get(end) for point in points for end in ("chosen", "rejected")]
-    used = {one for one in named if one != BASELINE and _is_position(one)} | {"max", "min"}
-    return [*(point for point in POINTS if point in used), *sorted(used - {*POINTS})][:MOST_POSITIONS]
-
-
-def _is_position(value: Any) -> bool:
-    """Whether the field of a strategy, which may be of somebody's own, is a position."""
-    if not isinstance(value, str):
-        return False
-    try:
-        Position.parse(value)
-    except ValueError:
-        return False
-    return True
 
 
 def _done(jobs: Sequence[Job]) -> str:
