@@ -42,6 +42,7 @@ from sweetspot.strategy import POINTS, paper_pairs
 from sweetspot.sweep import collect
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep.outcome import Outcome
+from sweetspot.visible import in_markdown
 from tests import study
 from tests.test_lm_eval import write_task
 
@@ -268,7 +269,7 @@ def test_a_result_is_held_against_an_earlier_one_row_by_row(grid: list[Point], t
     found = pair_grid.study(grid, SETTINGS, "reward")
     output.write(found, grid, tmp_path)
     assert [json.loads(line)["store"] for line in (tmp_path / "runs.jsonl").read_text().splitlines()] == ["store"] * 22
-    assert f"| (max, mu), n = {grid[0].n}, reward | - | " in (tmp_path / "comparison.md").read_text()
+    assert in_markdown(f"(max, mu), n = {grid[0].n}, reward") in (tmp_path / "comparison.md").read_text()
     one_seed = pair_grid.study(grid[:3], SETTINGS, "reward")
     columns = 5  # the policy, its difference from random, z of chosen and rejected, tokens
     count = 3 * columns - 1  # random is not compared with itself
