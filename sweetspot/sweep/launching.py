@@ -67,21 +67,7 @@ def launch(asked: Asked) -> Sweep:
     """
     launcher: Launcher = build(asked.launcher, "launcher")
     keys = varying(asked)
-    if not asked.points:
-        swept = [one for one in asked.task if key_of(one) in axes(asked.task)]
-        raise ValueError(f"a sweep must have at least one point, got none from {' '.join(swept) or 'the sweeper'}")
-    if swept := [key for key in axes(asked.task) if not own([key])]:
-        raise ValueError(f"{swept[0]}: an axis of a sweep must change what a run makes, and this says where it runs")
-    known = composed(asked.points, asked.compose, asked.check)
-    sound = [one for one in known.values() if isinstance(one, Composed)]
-    if not sound:
-        raise ValueError(str(next(iter(known.values()))))
-    check_axes(known, keys)
-    places = {"store": Path(str(sound[0].config["store"])), "hydra.sweep.dir": asked.folder}
-    for name, place in places.items():
-        check_writable(name, place)
-    if isinstance(launcher, Slurm):
-        check(launcher, {**places, "run.py": asked.program.parent})
+    known = _accepted(asked, keys, launcher)
     sweep = written(asked, keys, launcher, known)
     standing = outcomes(sweep)
     keys_now = _keys(sweep, known)
@@ -110,6 +96,30 @@ def launch(asked: Asked) -> Sweep:
     else:
         print(f"submitted; python -m sweetspot.sweep status {asked.folder}", flush=True)
     return sweep
+
+
+def _accepted(asked: Asked, keys: Sequence[str], launcher: Launcher) -> Known:
+    """The points as they compose, of which one at least is sound.
+
+    Raises:
+        ValueError: one line, for a sweep that is refused.
+    """
+    if not asked.points:
+        swept = [one for one in asked.task if key_of(one) in axes(asked.task)]
+        raise ValueError(f"a sweep must have at least one point, got none from {' '.join(swept) or 'the sweeper'}")
+    if swept := [key for key in axes(asked.task) if not own([key])]:
+        raise ValueError(f"{swept[0]}: an axis of a sweep must change what a run makes, and this says where it runs")
+    known = composed(asked.points, asked.compose, asked.check)
+    sound = [one for one in known.values() if isinstance(one, Composed)]
+    if not sound:
+        raise ValueError(str(next(iter(known.values()))))
+    check_axes(known, keys)
+    places = {"store": Path(str(sound[0].config["store"])), "hydra.sweep.dir": asked.folder}
+    for name, place in places.items():
+        check_writable(name, place)
+    if isinstance(launcher, Slurm):
+        check(launcher, {**places, "run.py": asked.program.parent})
+    return known
 
 
 def varying(asked: Asked) -> list[str]:
