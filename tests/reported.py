@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sweetspot.component import key
 from sweetspot.schema import PAIRS, PROMPTS, REWARDS, SAMPLES, SCORES, prompt_id
-from sweetspot.store import write_tile
+from sweetspot.store import read_tile, write_tile
 from sweetspot.strategy import PositionPair, paper_pairs
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep.folder import Job, Sweep
@@ -47,6 +47,8 @@ def make_run(
             "model": {"_target_": "sweetspot.model.Model", "name": "smollm2_135m", "system_prompt": None},
             "strategy": {"_target_": "sweetspot.strategy.PositionPair", "chosen": "max", "rejected": "mu-2sigma"},
             "n_samples": n,
+            "seed": 0,
+            "sampler": {"budget": "uniform"},
         },
         "store": str(folder / "store"),
         "stages": [
@@ -111,7 +113,7 @@ def _round(store: Path, turn: int, reach: int, n_prompts: int, n: int, texts: Se
     found["rewards"] |= {"normal_share_shapiro": 0.94, "normal_share_lilliefors": 0.917}
     if reach == 1:
         return found
-    found["pairs"] = _pairs(store, turn, matrix, ids, messages, responses)
+    found["pairs"] = _pairs(store, f"q{turn}", ("max", "mu-2sigma"), matrix, ids, messages, responses)
     if reach == 2:
         return found
     found["policy"] = {"key": f"o{turn}", "folder": f"policies/o{turn}", "history": _history(store, turn)}
@@ -135,8 +137,10 @@ def _history(store: Path, number: int) -> str:
     return str(path.relative_to(store))
 
 
-def _pairs(store: Path, turn: int, matrix: Any, ids: Any, messages: Any, responses: Any) -> dict[str, Any]:
-    selection = PositionPair(chosen="max", rejected="mu-2sigma")(matrix)
+def _pairs(
+    store: Path, name: str, pair: tuple[str, str], matrix: Any, ids: Any, messages: Any, responses: Any
+) -> dict[str, Any]:
+    selection = PositionPair(chosen=pair[0], rejected=pair[1])(matrix)
     z = (matrix - matrix.mean(1, keepdims=True)) / matrix.std(1, ddof=1, keepdims=True)
     rows = [
         {"prompt_id": ids[row], "pair_index": 0, "messages": messages[row]}
@@ -145,14 +149,12 @@ def _pairs(store: Path, turn: int, matrix: Any, ids: Any, messages: Any, respons
         | {"chosen_z": z[row, high], "rejected_z": z[row, low]}
         for row, high, low in zip(selection.prompt, selection.chosen, selection.rejected, strict=True)
     ]
-    write_tile(
-        store / "pairs" / f"q{turn}" / "pairs.parquet", pa.Table.from_pylist(rows, schema=PAIRS), {"dropped": {}}
-    )
+    write_tile(store / "pairs" / name / "pairs.parquet", pa.Table.from_pylist(rows, schema=PAIRS), {"dropped": {}})
     return {
         **{
-            "key": f"q{turn}",
-            "path": f"pairs/q{turn}/pairs.parquet",
-            "strategy": "(max, mu-2sigma)",
+            "key": name,
+            "path": f"pairs/{name}/pairs.parquet",
+            "strategy": f"({pair[0]}, {pair[1]})",
             "kept": len(rows),
         },
         **{"dropped": {"too_few": 0, "same_response": 3, "no_margin": 1}, "chosen_z": 1.77, "rejected_z": -1.74},
@@ -208,9 +210,25 @@ def write_scores(store: Path, name: str, texts: Sequence[str], gain: float = 0.2
     write_tile(store / "scores" / name / "scores.parquet", pa.Table.from_pylist(rows, schema=SCORES), {})
 
 
-def make_sweep(folder: Path, pairs: Sequence[tuple[str, str]] = (*paper_pairs(), ("random", "random"))) -> Sweep:
+def _pairs_again(store: Path, name: str, pair: tuple[str, str]) -> dict[str, Any]:
+    """Pairs of another strategy from the pool of a run that was made."""
+    prompts = read_tile(store / "prompts" / "p.parquet", PROMPTS)[0].to_pylist()
+    ids = [row["prompt_id"] for row in prompts]
+    rewards = read_tile(store / "rewards" / "r0" / "t-00000.parquet", REWARDS)[0]["reward"].to_numpy()
+    said = read_tile(store / "samples" / "s0" / "t-00000.parquet", SAMPLES)[0].to_pylist()
+    responses = {(ids.index(row["prompt_id"]), row["sample_index"]): row["response"] for row in said}
+    messages = [row["messages"] for row in prompts]
+    return _pairs(store, name, pair, rewards.reshape(len(ids), -1).astype(float), ids, messages, responses)
+
+
+def make_sweep(
+    folder: Path,
+    pairs: Sequence[tuple[str, str]] = (*paper_pairs(), ("random", "random")),
+    n_prompts: int = 12,
+    texts: Sequence[str] = (EVIL,),
+) -> Sweep:
     """A sweep of these pairs on one pool, all done; the lower the rejected response, the better the policy."""
-    manifest = json.loads(make_run(folder).read_text())
+    manifest = json.loads(make_run(folder, n_prompts=n_prompts, texts=texts).read_text())
     matrix = np.random.default_rng(0)
     names = [f"strategy.chosen={chosen} strategy.rejected={rejected}".split() for chosen, rejected in pairs]
     jobs = tuple(Job(number, f"job-{number}", ("until=evaluate", *one)) for number, one in enumerate(names))
@@ -220,10 +238,10 @@ def make_sweep(folder: Path, pairs: Sequence[tuple[str, str]] = (*paper_pairs(),
         key_, gain = f"e{job.number}", 0.8 if rejected == "min" else 0.2 + 0.01 * matrix.normal()
         write_scores(folder / "store", key_, (), gain)
         own = json.loads(json.dumps(manifest))
-        own["config"] |= {"seed": 0, "sampler": {"budget": "uniform"}}
         own["config"]["strategy"] |= {"chosen": chosen, "rejected": rejected}
         own["rounds"][0]["policy"] |= {"key": f"o-{job.number}", "history": _history(folder / "store", job.number)}
-        own["rounds"][0]["pairs"] |= {"strategy": f"({chosen}, {rejected})", "chosen_z": 0.1 * job.number}
+        own["rounds"][0]["pairs"] = _pairs_again(folder / "store", f"q-{job.number}", (chosen, rejected))
+        own["rounds"][0]["pairs"] |= {"chosen_z": 0.1 * job.number}
         own["evaluations"][0] |= {"key": key_, "path": f"scores/{key_}/scores.parquet"}
         sweep.path(job).mkdir()
         (sweep.path(job) / "manifest.json").write_text(json.dumps(own))

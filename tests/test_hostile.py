@@ -231,11 +231,10 @@ def test_a_csv_gives_every_text_back(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_wandb_shows_hostile_texts_as_text(tmp_path: Path) -> None:
-    """With `text` on: a table of all of them, a name, a metric and a configuration too."""
-    texts = [*HOSTILE.values(), HALF]
-    rows = [
-        {"prompt_id": "p", "messages": [{"role": "user", "content": visible(t)}], "chosen": visible(t)} for t in texts
-    ]
+    """With `text` on: a table of all of them as they are (of half a pair there is none, see below), a name, a metric
+    and a configuration too."""
+    texts = list(HOSTILE.values())
+    rows = [{"prompt_id": "p", "messages": [{"role": "user", "content": t}], "chosen": t} for t in texts]
     logs, sink = opened(tmp_path, {"note": HALF, "more": SHORT}, text=True, table_rows=100)
     sink.log({"note": HALF, "stage/x": 1})
     logs.table("pairs", pa.Table.from_pylist(rows))
@@ -245,6 +244,8 @@ def test_wandb_shows_hostile_texts_as_text(tmp_path: Path) -> None:
     table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     assert [row[-1] for row in table["data"]] == [visible(text) for text in texts]
     assert [row[1] for row in table["data"]] == [f"user: {visible(text)}" for text in texts]
+    assert visible(HOSTILE["escapes"]) != HOSTILE["escapes"]
+    assert all(is_plain(cell) for row in table["data"] for cell in row)
 
 
 def test_a_store_refuses_what_it_cannot_hold(tmp_path: Path) -> None:

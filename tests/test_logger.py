@@ -17,11 +17,11 @@ import pyarrow as pa
 import pytest
 
 from sweetspot.component import build, to_config
-from sweetspot.logger import Logs, check, open_all
+from sweetspot.logger import Logs, check, open_all, withhold_texts
 from sweetspot.logger import wandb_logger as wandb_logger_module
 from sweetspot.logger.jsonl import JsonlLogger
 from sweetspot.logger.private import Private, private
-from sweetspot.logger.wandb_logger import WandbLogger, WandbRun
+from sweetspot.logger.wandb_logger import WITHOUT_TEXTS, WandbLogger, WandbRun
 from sweetspot.sweep.points import point_name
 
 ROOT = Path(__file__).parent.parent
@@ -137,6 +137,11 @@ def test_what_is_no_logger_is_refused() -> None:
         check({"more": 5})  # pyright: ignore
     with pytest.raises(ValueError, match=r"^logger.wandb must be a Logger, got dict; choose it as well: logger=wandb$"):
         check({"wandb": {"text": True}})  # pyright: ignore
+
+
+def test_only_a_logger_that_sends_no_texts_asks_for_a_report_without_them() -> None:
+    assert withhold_texts({"jsonl": JsonlLogger(), "wandb": wandb_logger()})
+    assert not withhold_texts({"jsonl": JsonlLogger(), "wandb": wandb_logger(text=True)})
 
 
 @pytest.mark.usefixtures("no_key")
@@ -434,11 +439,12 @@ def test_nothing_private_is_in_what_wandb_keeps(tmp_path: Path, monkeypatch: pyt
         "note": f"key {SECRET}",
     }
     (tmp_path / "report.html").write_text(f"<p>Where is Rosebud?</p> {home}/x")
+    (tmp_path / WITHOUT_TEXTS).write_text(f"<p>What was asked is not told.</p> {home}/x")
     command = "python run.py 'model.system_prompt=Answer like Rosebud.'"
     (tmp_path / "manifest.json").write_text(json.dumps({"command": command, "config": config, "store": str(home)}))
     logs, _ = opened(tmp_path, config, text=text)
     logs.table("pairs", pa.Table.from_pylist([PAIR, PAIR, PAIR]))
-    logs.close({}, [tmp_path / "manifest.json", tmp_path / "report.html"])
+    logs.close({}, [tmp_path / name for name in ("manifest.json", "report.html", WITHOUT_TEXTS)])
     assert logs.warnings == []
     kept = {path: path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file()}
     whole = b"".join(kept.values())
@@ -462,7 +468,9 @@ def test_nothing_private_is_in_what_wandb_keeps(tmp_path: Path, monkeypatch: pyt
     (manifest,) = (json.loads(data) for path, data in kept.items() if path.name.endswith("manifest.json"))
     assert manifest["command"] == "…"  # with texts and without
     names = [one.artifact.name.partition("-")[0] for one in found if one.WhichOneof("record_type") == "artifact"]
-    assert names == ["run", "manifest", *(["report"] if text else [])]
+    assert names == ["run", "manifest", "report"]
+    (page,) = (data.decode() for path, data in kept.items() if path.name.endswith("report.html"))
+    assert page.startswith("<p>Where is Rosebud?</p>" if text else "<p>What was asked is not told.</p>")
 
 
 def test_paths_hosts_and_texts_are_taken_out_and_words_stay() -> None:

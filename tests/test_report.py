@@ -14,12 +14,15 @@ import pytest
 from rich.console import Console
 
 from sweetspot import report
+from sweetspot.report import pool
 from sweetspot.report.figures import moving_mean, smoothing_window
 from sweetspot.report.rows import Scored, points
 from sweetspot.report.summary import count, duration, in_sd, number, percent, signed, verdict
 from sweetspot.schema import PAIRS, REWARDS, SAMPLES
 from sweetspot.store import write_tile
 from tests.reported import EVIL, STAGES, make_run
+
+POOL = ["Reward distributions", "Selection by n"]
 
 
 class Page(HTMLParser):
@@ -96,10 +99,10 @@ def terminal(manifest: Path, width: int = 80) -> str:
     ("until", "expected"),
     [
         ("sample", ["Prompts with their samples"]),
-        ("score", ["Reward distributions", "Prompts with their samples"]),
-        ("select", ["Reward distributions", "Prompts with their pairs"]),
-        ("train", ["Reward distributions", "Training", "Prompts with their pairs"]),
-        ("evaluate", ["Held-out result", "Reward distributions", "Training", "Prompts with their pairs"]),
+        ("score", [*POOL, "Prompts with their samples"]),
+        ("select", [*POOL, "Prompts with their pairs"]),
+        ("train", [*POOL, "Training", "Prompts with their pairs"]),
+        ("evaluate", ["Held-out result", *POOL, "Training", "Prompts with their pairs"]),
     ],
 )
 def test_a_run_has_the_sections_that_it_reached(until: str, expected: list[str], run_of: RunOf) -> None:
@@ -110,9 +113,7 @@ def test_a_run_has_the_sections_that_it_reached(until: str, expected: list[str],
 def test_each_round_has_its_own_sections(run_of: RunOf) -> None:
     page, _ = page_of(run_of(rounds=2))
     assert [heading for heading in page.headings if heading.startswith("Round")] == [
-        f"Round {turn}: {part}"
-        for turn in (1, 2)
-        for part in ("Reward distributions", "Training", "Prompts with their pairs")
+        f"Round {turn}: {part}" for turn in (1, 2) for part in (*POOL, "Training", "Prompts with their pairs")
     ]
 
 
@@ -151,7 +152,7 @@ def test_ids_are_unique_and_every_figure_has_a_text(run_of: RunOf) -> None:
     page, _ = page_of(run_of(rounds=2))
     assert len(page.values("id")) == len(set(page.values("id")))
     figures = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]
-    assert len(figures) == 2 * (2 * 3 + 1)  # two cuts of three figures a round and one of the evaluation
+    assert len(figures) == 2 * (2 * 4 + 1)  # two cuts of four figures a round and one of the evaluation
     assert all(attributes["aria-label"] for attributes in figures)
 
 
@@ -170,6 +171,49 @@ def test_texts_are_escaped_and_their_white_space_is_kept(run_of: RunOf) -> None:
         EVIL
     ] * 3  # prompt, chosen, rejected
     assert ".text { white-space: pre-wrap" in text
+
+
+def test_a_page_without_texts_has_the_figures_and_nothing_private(tmp_path: Path, run_of: RunOf) -> None:
+    secret = "Answer in the manner of Rosebud"
+    manifest = make_run(tmp_path / "strategy=max_min", rounds=2)
+    facts = json.loads(manifest.read_text())
+    facts["config"]["model"]["system_prompt"] = secret
+    manifest.write_text(json.dumps({**facts, "command": f"python run.py model.system_prompt={secret}"}))
+    path = report.write_without_texts(manifest, tmp_path)
+    page, text = Page(path.read_text()), path.read_text()
+    assert path != manifest.with_name("report.html")
+    whole, _ = page_of(run_of(rounds=2))
+    assert page.headings == [one for one in whole.headings if "Prompts with" not in one]
+    assert not {"article"} & {tag for tag, _ in page.tags}
+    for word in ("alert(", "bold", "tomato", "sky is blue", "litres", "a colour", "Blue", "Rosebud", str(tmp_path)):
+        assert word not in text, word
+    assert ("pre", "strategy=max_min") in page.words  # the run's name in place of its command
+    assert ("code", "…/store") in page.words
+
+
+def test_curves_over_n_are_of_the_strategy_s_positions_and_of_both_ends(run_of: RunOf) -> None:
+    """Of 16 samples: 5, 10 and 16. At 16 the best of 16 is the pool's maximum itself."""
+    page, text = page_of(run_of("select"))
+    (told,) = {words for words in page.values("aria-label") if words.startswith("z of positions over n from 5 to 16")}
+    assert [part.split()[0] for part in told.split(": ", 1)[1].split(", ")] == ["max", "mu-2sigma", "min"]
+    best = next(words for words in page.values("aria-label") if words.startswith("Histogram of"))
+    assert re.findall(r"max (\S+?)[.,]?$", best) == re.findall(r": max ([^,]+),", told)
+    assert "from the pool of 16 of embedded, seed 0" in text
+
+
+def test_a_pool_of_few_or_of_unequal_samples_has_no_curve_over_n(tmp_path: Path) -> None:
+    few = Page(report.write(make_run(tmp_path / "few", "score", n=5)).read_text())
+    manifest = make_run(tmp_path / "adaptive", "score")
+    facts = json.loads(manifest.read_text())
+    facts["config"]["sampler"]["budget"] = "adaptive"
+    manifest.write_text(json.dumps(facts))
+    for page in (few, Page(report.write(manifest).read_text())):
+        assert page.headings[:2] == ["Reward distributions", "Prompts with their samples"]
+
+
+def test_curves_over_n_of_many_prompts_are_those_of_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "MOST_PROMPTS", 5)
+    assert "bands over 5 prompts" in report.write(make_run(tmp_path, "score")).read_text()
 
 
 def test_at_most_eight_prompts_are_shown_from_the_first_to_the_last(run_of: RunOf) -> None:

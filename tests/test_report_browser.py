@@ -88,18 +88,25 @@ def opened(browser: Any) -> Iterator[Open]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The reports of a run of two rounds, of one with hostile texts, and of a sweep of the paper's grid."""
+    """The reports of a run, of one of two rounds with hostile texts, of a sweep of the paper's grid, of one of hostile
+    texts, and of the study, where it is."""
     folder = tmp_path_factory.mktemp("pages")
     sweep = make_sweep(folder / "sweep")
     done = {job.number: Outcome("done", "", "", "") for job in sweep.jobs}
+    hostile = make_sweep(folder / "hostile-sweep", [("max", "min"), ("mu", "min")], len(HOSTILE), HOSTILE)
     return {
         "run": report.write(make_run(folder / "run")),
         "hostile": report.write(make_run(folder / "hostile", rounds=2, n_prompts=len(HOSTILE), texts=HOSTILE)),
         "sweep": collect.write(sweep, done)[-1],
+        "hostile sweep": collect.write(hostile, {job.number: done[0] for job in hostile.jobs})[-1],
+        "study": STUDY,
     }
 
 
-FIGURES = {"run": 4, "hostile": 7, "sweep": 4}
+STUDY = Path(__file__).parent.parent / "experiments" / "results" / "embedded" / "pair_grid" / "sweep.html"
+FIGURES = {"run": 5, "hostile": 9, "sweep": 5}
+SECTIONS = ("result", "grid", "pools", "training")  # of a sweep of the paper's grid
+NAMES = [*FIGURES, *(["study"] if STUDY.exists() else [])]
 
 # Of each <figure>: the shown cut's width, height, the marks (drawn shapes and letters) and the letters that have an
 # extent, and the letters that stick out of the figure by more than a hair.
@@ -177,13 +184,16 @@ def problems(found: Opened) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_report_opens_whole_without_an_error(
     name: str, width: int, scheme: str, pages: dict[str, Path], opened: Open
 ) -> None:
     found = opened(pages[name], width, scheme)
     assert problems(found) == []
-    assert found.page.locator("figure").count() == FIGURES[name]
+    if name == "study":  # a real sweep of 22 points, as it was committed
+        assert [part for part in SECTIONS if not found.page.locator(f"#{part} figure").count()] == []
+    else:
+        assert found.page.locator("figure").count() == FIGURES[name]
     faint = [(round(ratio, 2), words) for ratio, words in found.page.evaluate(CONTRAST) if ratio < 4.5]
     assert faint == []
     OUT.mkdir(parents=True, exist_ok=True)
@@ -192,14 +202,14 @@ def test_a_report_opens_whole_without_an_error(
     assert picture.stat().st_size > 20_000
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_report_opens_within_two_seconds(name: str, pages: dict[str, Path], opened: Open) -> None:
     seconds = min(opened(pages[name]).seconds for _ in range(3))
     print(f"{name}: {seconds:.2f} s, {pages[name].stat().st_size / 1e6:.2f} MB")
     assert seconds < 2
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_report_prints_on_paper_in_light_colours(name: str, pages: dict[str, Path], opened: Open) -> None:
     found = opened(pages[name], scheme="dark")
     printed = OUT / f"report-{name}.pdf"
@@ -243,14 +253,15 @@ def test_the_contrast_that_is_measured_is_that_of_the_colours(opened: Open, tmp_
     assert found == [("a", 4.48), ("b", 21.0), ("in", 21.0), ("beside", 1.0)]
 
 
-def test_hostile_texts_are_shown_as_text(pages: dict[str, Path], opened: Open) -> None:
-    assert pages["hostile"].stat().st_size < 5_000_000
-    found = opened(pages["hostile"])
+@pytest.mark.parametrize(("name", "many"), [("hostile", 7), ("hostile sweep", 4)])
+def test_hostile_texts_are_shown_as_text(name: str, many: int, pages: dict[str, Path], opened: Open) -> None:
+    assert pages[name].stat().st_size < 5_000_000
+    found = opened(pages[name])
     texts = found.page.locator(".text").all_text_contents()
     shown = [text for text in texts if text.startswith("<script>")]
     assert shown == [HOSTILE[0]] * len(shown)
-    assert len(shown) >= 6  # prompt, chosen and rejected of two rounds
-    assert HOSTILE[1] in texts
+    assert len(shown) >= (6 if name == "hostile" else 3)  # prompt, chosen and rejected, of two rounds
+    assert (HOSTILE[1] in texts) == (many == len(HOSTILE))  # else every second is shown
     assert r"NUL \x00 ESC \x1b[31mred\x1b[0m BEL \x07 DEL \x7f CSI \x9b31m return \x0d tab" + " \t end" in texts
     word = next(text for text in texts if text.startswith("xxx"))
     assert 1_000 < len(word) < 100_000

@@ -15,17 +15,20 @@ from sweetspot.logger import Logs
 from sweetspot.report.cost import cost
 from sweetspot.report.page import TEXTS, fitting, with_codes
 from sweetspot.report.runs import Point, changes
-from sweetspot.report.words import pretty
+from sweetspot.report.words import in_sd, pretty, signed
+from sweetspot.schema import PAIRS
 from sweetspot.stages import Run
-from sweetspot.store import Store
+from sweetspot.store import Store, read_tile
+from sweetspot.strategy import POINTS
 from sweetspot.sweep import collect
 from sweetspot.sweep.folder import Sweep
 from sweetspot.sweep.outcome import Outcome
 from tests import tiny
-from tests.reported import make_run, make_sweep
+from tests.reported import EVIL, make_run, make_sweep
 from tests.test_report import Page
 
 DONE = Outcome("done", "", "", "")
+POOL = ["Reward distribution", "Selection by n"]
 
 
 def written(sweep: Sweep, **standing: Outcome) -> str:
@@ -48,7 +51,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_pair_grid_has_all_sections(grid: str) -> None:
     assert Page(grid).headings == [
-        *("Result", "Pair grid", "Selection by n", "Training", "Points", "Cost", "Lineage"),
+        *("Result", "Pair grid", *POOL, "Training", "Prompts with their pairs", "Points", "Cost", "Lineage"),
     ]
 
 
@@ -73,9 +76,52 @@ def test_pairs_that_differ_from_random_are_marked(grid: str) -> None:
     assert "6 of 21 can be told from the random pair." in grid
 
 
+def test_the_heat_map_has_all_seven_points_down_and_across(grid: str) -> None:
+    drawn = grid[grid.index("Heat map of 21 pairs") :].split("</svg>")[0]
+    for point in POINTS:
+        assert len(re.findall(rf">{re.escape(pretty(point))}</text>", drawn)) == 2, point
+
+
+def test_the_first_pool_is_shown_with_the_seven_points(grid: str) -> None:
+    told = next(words for words in Page(grid).values("aria-label") if words.startswith("Histogram of 192 rewards"))
+    assert [part.split()[0] for part in told.split("points: ")[1].split(", ")] == list(POINTS)
+
+
+def test_prompts_are_shown_with_what_the_strategies_took(tmp_path: Path) -> None:
+    """By (max, min), (mu, min) and (max, mu) of one pool: max chosen twice, mu chosen and rejected, min rejected."""
+    sweep = make_sweep(tmp_path, [("max", "min"), ("mu", "min"), ("max", "mu")])
+    page = Page(written(sweep))
+    assert [at["class"] for tag, at in page.tags if tag == "article"] == ["prompt"] * 4
+    headings = [text for tag, text in page.words if tag == "h3" and "min" in text]
+    chosen, both, rejected = "(max, min), (max, μ)", "chosen by (μ, min); rejected by (max, μ)", "(max, min), (μ, min)"
+    assert headings == [f"Chosen: {chosen}", f"Both: {both}", f"Rejected: {rejected}"] * 4
+    pairs = read_tile(tmp_path / "store" / "pairs" / "q-0" / "pairs.parquet", PAIRS)[0].to_pylist()
+    for row in (pairs[0], pairs[-1]):
+        assert ("div", row["messages"][0]["content"]) in page.words
+        for side in ("chosen", "rejected"):
+            shown = f"reward {signed(row[f'{side}_reward'])}, z {in_sd(row[f'{side}_z'])}"
+            assert ("div", row[side]) in page.words and ("span", shown) in page.words
+
+
+def test_texts_of_a_sweep_are_escaped(grid: str) -> None:
+    assert "<script" not in grid and "<b>bold" not in grid
+    assert ("div", EVIL) in Page(grid).words
+
+
+def test_only_strategies_of_one_pool_and_n_share_their_prompts(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [("max", "min"), ("mu", "min"), ("max", "mu")])
+    config = json.loads((sweep.path(sweep.jobs[1]) / "manifest.json").read_text())["config"]
+    edit(sweep, 1, config={**config, "n_samples": 8})
+    page = Page(written(sweep))
+    headings = [text for tag, text in page.words if tag == "h3" and "min" in text]
+    assert headings == ["Chosen: (max, min), (max, μ)", "Rejected: (max, min)"] * 4
+
+
 def test_a_sweep_of_few_pairs_has_no_heat_map_and_one_without_random_no_test(tmp_path: Path) -> None:
     page = written(make_sweep(tmp_path, [("max", "min"), ("max", "mu-2sigma")]))
-    assert Page(page).headings == ["Result", "Selection by n", "Training", "Points", "Cost", "Lineage"]
+    assert Page(page).headings == [
+        *("Result", *POOL, "Training", "Prompts with their pairs", "Points", "Cost", "Lineage"),
+    ]
     assert "random pair" not in page.split("</header>")[0]
     assert "than random" not in page
 

@@ -56,7 +56,10 @@ def run(words: list[str], environment: dict[str, str]) -> str:
 
 @pytest.fixture(scope="session")
 def swept(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, tiny_reward: Path) -> Swept:
-    """Three n by three strategies up to the pairs, of hostile prompts; then one of them once more, up to training."""
+    """Three n by three strategies up to the policy, of hostile prompts; then one of them once more.
+
+    The loss needs no reference, whose log-probabilities would take a process more.
+    """
     pytest.importorskip("wandb")
     place = tmp_path_factory.mktemp("homeofalice")
     prompts = [f"Tell me of {thing}. Rosebud." for thing in ("cats", "rain", "tea", "snow")] + list(HOSTILE.values())
@@ -67,11 +70,12 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, tiny_rewa
     shared = ["model=other", f"model.path={tiny_policy}", "model.system_prompt=Answer like Rosebud", "data=jsonl"]
     shared += [f"data.path={place}/prompts.jsonl", "data.held_out_share=0", "sampler=transformers", "eval=none"]
     shared += ["sampler.max_tokens=8", "sampler.tile_samples=8", "sampler.max_prompt_tokens=192", "launch.threads=1"]
-    shared += ["reward_model=sequence_classifier", f"reward_model.path={tiny_reward}", "dpo.epochs=1"]
+    shared += ["reward_model=sequence_classifier", f"reward_model.path={tiny_reward}"]
+    shared += ["dpo.epochs=1", "dpo.loss=simpo"]
     shared += ["logger=[wandb,jsonl]", f"store={place}/store"]
     axes = [f"n_samples={','.join(map(str, SIZES))}", f"strategy={','.join(STRATEGIES)}"]
     folder = place / "sweep"
-    said = run(["-m", *shared, *axes, "until=select", f"hydra.sweep.dir={folder}"], environment)
+    said = run(["-m", *shared, *axes, "until=train", f"hydra.sweep.dir={folder}"], environment)
     again = ["n_samples=8", "strategy=max_min", "until=train"]
     run([*shared, *again, f"hydra.run.dir='{folder}/n_samples=8,strategy=max_min'"], environment)
     broken = place / "broken"
@@ -103,7 +107,7 @@ def test_every_job_is_a_run_of_the_sweep_s_group_with_a_flat_configuration(swept
         (started,) = record_of(found, "run")
         assert (started.display_name, started.run_group, started.job_type) == (job, "sweep", "run")
         config = {item.key: json.loads(item.value_json) for item in started.config.update}
-        assert (config["n_samples"], config["until"]) == (n, "select")
+        assert (config["n_samples"], config["until"]) == (n, "train")
         assert config["strategy.chosen"] == ("random" if strategy == "random" else "max")
         assert config["sampler.max_tokens"] == 8
         assert config["dpo._target_"] == "sweetspot.dpo.DPO"
@@ -118,7 +122,7 @@ def test_every_job_has_stages_histograms_pairs_and_its_manifest(swept: Swept) ->
         path = swept.files(job)[0]
         found = records(path)
         rows = history(found)
-        for stage in ("sample", "score", "select"):
+        for stage in ("sample", "score", "select", "train"):
             assert any(f"stage/{stage}/seconds" in row for row in rows), stage
         (kept,) = {row["pairs/nrows"] for row in rows if "pairs/nrows" in row}
         counts = {name: sum(row[f"{name}/values"]) for row in rows for name in NAMES if f"{name}/values" in row}
@@ -131,10 +135,23 @@ def test_every_job_has_stages_histograms_pairs_and_its_manifest(swept: Swept) ->
         assert shown["columns"] == [name for name in PAIRS.names if name not in ("messages", "chosen", "rejected")]
         assert len(shown["data"]) == kept
         artifacts = {one.type: one.manifest.contents for one in record_of(found, "artifact")}
-        assert sorted(artifacts) == ["manifest", "run_table"]
+        assert sorted(artifacts) == ["manifest", "report", "run_table"]
+        page = (swept.folder / job / artifacts["report"][0].local_path).read_text()
+        assert ("A policy was trained on" in page, page.count("<article")) == (True, 0)
         sent = json.loads((swept.folder / job / artifacts["manifest"][0].local_path).read_text())
         assert sent["rounds"][0]["pairs"] == manifest["rounds"][0]["pairs"]
         assert (sent["store"], sent["command"], sent["config"]["model"]["system_prompt"]) == ("…/store", "…", "…")
+
+
+def test_every_job_has_the_training_curve_of_its_policy(swept: Swept) -> None:
+    for _, _, job in jobs():
+        curve = [row for row in history(records(swept.files(job)[0])) if "train/loss" in row]
+        policy = json.loads((swept.folder / job / "manifest.json").read_text())["rounds"][0]["policy"]
+        kept = [json.loads(line) for line in (swept.store / policy["history"]).read_text().splitlines()]
+        assert len(curve) == policy["steps"] >= 2
+        assert [row["train/step"] for row in curve] == [row["step"] for row in kept]
+        assert [row["train/loss"] for row in curve] == pytest.approx([row["loss"] for row in kept])
+        assert all(f"train/{name}" in row for row in curve for name in ("rewards/margin", "learning_rate"))
 
 
 def test_the_bins_of_a_histogram_span_the_rewards(swept: Swept) -> None:
@@ -152,9 +169,10 @@ def test_a_requeued_job_goes_on_under_its_id_and_both_parts_are_sent_in_order(sw
     started = [record_of(part, "run")[0] for part in parts]
     assert started[0].run_id == started[1].run_id
     assert (started[1].run_group, started[1].display_name) == ("sweep", "n_samples=8,strategy=max_min")
-    curve = [row for row in history(parts[1]) if "train/loss" in row]
+    curve = [row for part in parts for row in history(part) if "train/loss" in row]
     assert [row["train/step"] for row in curve] == list(range(1, len(curve) + 1)) != []
-    assert not any("train/loss" in row for row in history(parts[0]))
+    made = [row["stage/train/made"] for part in parts for row in history(part) if "stage/train/made" in row]
+    assert made == [1, 0]  # what is there is not made again, nor its curve sent twice
     words = [
         str(Path(sys.executable).with_name("wandb")),
         "sync",

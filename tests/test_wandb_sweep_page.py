@@ -66,9 +66,11 @@ def test_the_page_in_wandb_has_results_and_nothing_private(tmp_path: Path, text:
     assert len(settings) == 4  # what is hidden still tells the points apart
     assert all(re.fullmatch("…-[0-9a-f]{8}", prompt) is None for _, prompt in settings) == text
     assert "scored by …/judge" in page
+    assert ("<article" in page, "sky is blue" in page, "litres" in page) == (text, text, text)
+    assert "Reward distribution</h2>" in page
     assert re.findall(r'href="(?!#)', page) == []
     own = (tmp_path / "sweep.html").read_text()
-    assert "tresor" in own and "geheim000" in own
+    assert "tresor" in own and "geheim000" in own and "<article" in own
 
 
 def test_a_logger_that_is_not_there_or_has_other_settings_ends_no_collect(

@@ -131,6 +131,11 @@ def check(loggers: Mapping[str, Logger]) -> None:
         logger.check()
 
 
+def withhold_texts(loggers: Mapping[str, Logger]) -> bool:
+    """Whether one of them sends files elsewhere without texts of conversations: its field `text` is false."""
+    return any(getattr(logger, "text", None) is False for logger in loggers.values())
+
+
 def binned(values: NDArray[Any]) -> tuple[list[int], list[float]]:
     """The counts of the finite values in 64 bins of one width, and the bins' edges; both are empty without any."""
     kept = values[np.isfinite(values)].astype(np.float64)

@@ -5,7 +5,7 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ PATH = re.compile(rf"(?<![\w./~…<])(?!(?<=:)//)(?:~[\w.-]*)?/[^{ENDS}]+")
 URL = re.compile(r"\b(\w+)://(?:[^/\s@'\"]*@)?([^/\s:'\"]+)")
 TEXTS = ("system_prompt", "chat_template")  # keys whose values are text of conversations
 NEVER = ("head", "command")  # keys whose values name other machines, or repeat private values somehow quoted
+READ = ("folder", "history", "path", "prompts", "start_path", "store", "tiles")  # places, which no page shows
 NAMED = re.compile(r"[^A-Za-z0-9_.=,+@-]+")  # what the name of a run has "-" for
 
 
@@ -43,15 +44,23 @@ class Private:
     hosts: tuple[str, ...]
     users: tuple[str, ...]
 
-    def scrubbed(self, value: Any) -> Any:
-        """The value with every text in it, keys of mappings included, cleaned by `text`."""
+    def scrubbed(self, value: Any, kept: Sequence[str] = ()) -> Any:
+        """The value with every text in it, keys of mappings included, cleaned by `text`; what lies under the keys
+        `kept` stays as it is."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
-            return {self.text(str(name)): self._part(str(name), part) for name, part in value.items()}
+            return {
+                self.text(str(name)): part if name in kept else self._part(str(name), part, kept)
+                for name, part in value.items()
+            }
         if isinstance(value, list | tuple):
-            return [self.scrubbed(part) for part in value]
+            return [self.scrubbed(part, kept) for part in value]
         return value
+
+    def manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """A manifest without what is private, from which its artefacts can still be read."""
+        return {**self.scrubbed(manifest, READ), "config": self.scrubbed(manifest["config"])}
 
     def text(self, value: str) -> str:
         """The text with absolute paths cut to their last name, and without hosts, secrets and private texts."""
@@ -103,9 +112,9 @@ class Private:
             return override
         return f"{key}={HIDDEN}-{_hash(override)}"
 
-    def _part(self, name: str, part: Any) -> Any:
+    def _part(self, name: str, part: Any, kept: Sequence[str] = ()) -> Any:
         hides = isinstance(part, str) and name.rpartition(".")[2] in self.keys
-        return HIDDEN if hides else self.scrubbed(part)
+        return HIDDEN if hides else self.scrubbed(part, kept)
 
     def _place(self, path: str) -> str:
         last = path.rstrip("/").rpartition("/")[2]

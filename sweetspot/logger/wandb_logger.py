@@ -32,7 +32,7 @@ from sweetspot.visible import visible
 
 WANDB_HOST = "https://api.wandb.ai"
 TEXTS = ("messages", "chosen", "rejected")  # columns of pairs
-SHOWS_TEXTS = "report.html"
+PAGE, WITHOUT_TEXTS = "report.html", "report-without-texts.html"
 LEAVING_SECONDS = 10.0  # of waiting for W&B, where a cluster may take the node away
 LONGEST, HASH = 128, 9  # characters of a name, and of a hash at its end
 SWEEP = "jobs.json"  # lies in the folder of a sweep
@@ -176,12 +176,14 @@ class WandbRun:
         """Log summary and files, end the run, marked as failed where an error is on its way, and wait for W&B.
 
         A run that ends at an error or a signal does not wait long, and leaves W&B to end by itself.
-        Files are attached without what is private, report.html, which shows texts, only where `text` is set.
+        Files are attached without what is private; of the two reports the one with texts where `text` is set, else the
+        one without, as report.html.
 
         Raises:
             WandbError: when W&B has failed, or is not done in `timeout_seconds`.
         """
-        clean = {path.name: self._clean(path) for path in files if path.name != SHOWS_TEXTS or self.logger.text}
+        own, other = (PAGE, WITHOUT_TEXTS) if self.logger.text else (WITHOUT_TEXTS, PAGE)
+        clean = {PAGE if path.name == own else path.name: self._clean(path) for path in files if path.name != other}
         code = 1 if sys.exc_info()[0] else 0
         self._send({"close": code, "summary": summary, "files": clean})
         self.lines.put(None)

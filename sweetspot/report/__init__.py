@@ -8,9 +8,12 @@ from typing import Any
 
 import yaml
 
+from sweetspot.logger.private import flat, private
+from sweetspot.logger.wandb_logger import WITHOUT_TEXTS
 from sweetspot.report import page
 from sweetspot.report.answers import read_answers
 from sweetspot.report.cost import cost
+from sweetspot.report.pool import curves
 from sweetspot.report.results import evaluated
 from sweetspot.report.rows import Shown, points, read_history, read_scored, read_shown
 from sweetspot.report.runs import artefacts
@@ -18,7 +21,7 @@ from sweetspot.report.summary import sections, summary, verdict
 from sweetspot.report.swept import Job, Swept, facts
 from sweetspot.visible import one_line
 
-__all__ = ["Job", "Swept", "summary", "tried", "write", "write_sweep"]
+__all__ = ["Job", "Swept", "summary", "tried", "write", "write_sweep", "write_without_texts"]
 CONFIGURATION = 100_000  # characters of the configuration that are shown
 
 
@@ -54,11 +57,33 @@ def write(manifest_path: Path) -> Path:
         The report's path. An earlier report is replaced.
     """
     manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
-    rounds = [_round(turn, found, manifest) for turn, found in enumerate(manifest["rounds"], 1)]
-    evaluations = [_evaluation(turn, found, manifest) for turn, found in enumerate(manifest["evaluations"], 1)]
+    return page.replace(manifest_path.with_name("report.html"), _page(manifest, manifest["store"]))
+
+
+def write_without_texts(manifest_path: Path, folder: Path) -> Path:
+    """Write the report as it may leave this machine: without prompts and responses, and with what `private` takes out
+    gone from the facts of which it is made; in a finished page that would be cut short and quoted, and so not be found.
+
+    Args:
+        manifest_path: as for `write`.
+        folder: where it goes, under the name by which the W&B logger knows it.
+    """
+    manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
+    composed = flat(manifest["config"])
+    hidden = private(composed, text=False)
+    name = hidden.name(manifest_path.parent.name, composed)
+    shown = {**hidden.manifest(manifest), "command": name, "store": hidden.text(manifest["store"])}
+    return page.replace(folder / WITHOUT_TEXTS, _page(shown, manifest["store"], texts=False))
+
+
+def _page(manifest: Mapping[str, Any], place: str, texts: bool = True) -> str:
+    """The report that a manifest makes with the store at this place."""
+    store = Path(place)
+    rounds = [_round(turn, found, manifest, store, texts) for turn, found in enumerate(manifest["rounds"], 1)]
+    evaluations = [_evaluation(turn, found, store, texts) for turn, found in enumerate(manifest["evaluations"], 1)]
     shown = [one for part in (*rounds, *evaluations) for one in part["shown"]]
     launcher = manifest["config"].get("launcher") or {}
-    text = page.render(
+    return page.render(
         "report.html.j2",
         manifest=manifest,
         verdict=verdict(manifest),
@@ -70,27 +95,30 @@ def write(manifest_path: Path) -> Path:
         keys=list(artefacts(manifest)),
         config=yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True, width=100)[:CONFIGURATION],
     )
-    return page.replace(manifest_path.with_name("report.html"), text)
 
 
-def _round(turn: int, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _round(
+    turn: int, found: Mapping[str, Any], manifest: Mapping[str, Any], store: Path, texts: bool
+) -> dict[str, Any]:
     """What the template shows of a round; None where the run did not get so far."""
     from sweetspot.report import figures  # matplotlib takes a second to import, which `--help` should not wait for
 
-    store, name, last = Path(manifest["store"]), f"round{turn}", len(manifest["rounds"])
+    name = f"round{turn}"
     samples, rewards, pairs, policy = (found.get(part) for part in ("samples", "rewards", "pairs", "policy"))
     scored = read_scored(store, samples, rewards) if samples and rewards else None
     places = points(scored) if scored else []
-    shown = read_shown(store, found, scored) if samples else []
+    shown = read_shown(store, found, scored) if samples and texts else []
     history = read_history(store, policy) if policy else []
     z = [pairs[f"{side}_z"] if pairs else None for side in ("chosen", "rejected")]
     return {
-        "title": f"Round {turn}: " if last > 1 else "",
+        "title": f"Round {turn}: " if len(manifest["rounds"]) > 1 else "",
         "name": name,
         "n": samples["n_samples"] if samples else 0,
         "pooled": figures.pooled(f"{name}-pooled", scored, places, *z) if scored and places else None,
         "places": places,
         "beyond": figures.beyond(scored) if scored else 0,
+        "by_n": curves(f"{name}-by-n", found, manifest, scored) if scored and places else None,
+        "reward_model": rewards["reward_model"] if rewards else None,
         "strategy": pairs["strategy"] if pairs else None,
         "chosen_z": z[0],
         "rejected_z": z[1],
@@ -112,11 +140,11 @@ def _multiples(name: str, shown: list[Shown]) -> Any:
     return figures.multiples(name, shown) if scored else None
 
 
-def _evaluation(number: int, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluation(number: int, found: Mapping[str, Any], store: Path, texts: bool) -> dict[str, Any]:
     """What the template shows of an evaluation: a figure where it has one, its lines, and answers side by side."""
     from sweetspot.report import figures
 
     at = f"evaluation{number}"
     figure = figures.held_out(at, found["judges"]) if found["kind"] == "held_out" else None
-    shown = read_answers(Path(manifest["store"]), found)
+    shown = read_answers(store, found) if texts else []
     return {**found, "at": at, "figure": figure, "section": evaluated(found), "shown": shown}

@@ -8,6 +8,7 @@ import numpy as np
 from sweetspot.distribution import Curve, curve, expected_position, mean_sd, moments, position_of_k
 from sweetspot.distribution.subsets import SUBSETS
 from sweetspot.report import runs
+from sweetspot.report.rows import Scored
 from sweetspot.report.runs import Point, Settings
 from sweetspot.statistics import holm
 from sweetspot.strategy import POINTS, Position
@@ -54,13 +55,15 @@ def ladder(n: int) -> list[int]:
     return [*(size for size in (5, 10, 20, 50, 100, 200, 400) if size < n), n]
 
 
-def by_n(point: Point, positions: Sequence[str], settings: Settings) -> list[dict[str, Any]]:
+def by_n(
+    point: Point, positions: Sequence[str], settings: Settings, scored: Scored | None = None
+) -> list[dict[str, Any]]:
     """A row for each position and n: reward and z of its response, and how far the best of n lies above it.
 
     What n samples would give is estimated over all subsets of n of the run's pool, unbiased, with bootstrap bands over
-    prompts. z is in the standard deviations of the whole pool.
+    prompts. z is in the standard deviations of the whole pool. scored: the rewards, of some prompts; None = all.
     """
-    found, ks = runs.scored(point), ladder(point.n)
+    found, ks = scored or runs.scored(point), ladder(point.n)
     names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.seed, "prompts": len(found.rewards)}
     of, subsets = moments(found.rewards), max(4, min(SUBSETS, DRAWS // max(len(found.rewards), 1)))
     best = position_of_k(found.z, "max", ks)

@@ -167,6 +167,6 @@ def _rewards_of(name: str, scored: Scored | None) -> Floats | None:
     return row[np.isfinite(row)]
 
 
-def spaced(count: int) -> pa.Int64Array:
-    """Up to eight row numbers of `count`, evenly spaced from the first to the last."""
-    return pa.array(np.unique(np.linspace(0, max(count - 1, 0), min(count, SHOWN)).round()), pa.int64(), safe=True)
+def spaced(count: int, most: int = SHOWN) -> pa.Int64Array:
+    """Up to `most` row numbers of `count`, evenly spaced from the first to the last."""
+    return pa.array(np.unique(np.linspace(0, max(count - 1, 0), min(count, most)).round()), pa.int64(), safe=True)

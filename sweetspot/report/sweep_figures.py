@@ -84,8 +84,8 @@ def label(row: Row, narrow: bool) -> str:
 
 
 def heat(name: str, rows: Sequence[Row], level: float) -> Markup:
-    """The pairs of the seven points, chosen down and rejected across: blue above the level, orange below; a frame and a
-    star where the policy differs from the random pair's."""
+    """The pairs of the seven points, 7 x 7, chosen down and rejected across: blue above the level, orange below; a
+    frame and a star where the policy differs from the random pair's."""
     cells = {
         (len(POINTS) - 1 - POINTS.index(row["chosen"]), POINTS.index(row["rejected"])): row
         for row in rows
@@ -104,16 +104,16 @@ def heat(name: str, rows: Sequence[Row], level: float) -> Markup:
             size = 7.5 if narrow else 9.5
             axes.text(across, down, text + star, ha="center", va="center", fontsize=size, fontweight=weight)
         _legend(axes, level, reach, narrow)
-        size = len(POINTS) - 1
+        size = len(POINTS)
         axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), xlabel="rejected", ylabel="chosen")
-        axes.set_xticks(range(size), [pretty(point) for point in POINTS[:size]])
-        axes.set_yticks(range(size), [pretty(point) for point in POINTS[:0:-1]])
+        axes.set_xticks(range(size), [pretty(point) for point in POINTS])
+        axes.set_yticks(range(size), [pretty(point) for point in POINTS[::-1]])
         axes.tick_params(length=0, labelcolor=INK, labelsize=8 if narrow else 9)
         axes.spines[["bottom"]].set_visible(False)
 
     listed = "; ".join(f"{row['strategy']} {signed(row['mean'])}{'*' * told_apart(row)}" for row in cells.values())
     alt = f"Heat map of {len(cells)} pairs, * where it differs from the random pair: {listed}."
-    return cuts(draw, name, alt, 3.9, 3.3)
+    return cuts(draw, name, alt, 4.4, 3.7)
 
 
 def _cell(axes: Any, across: float, down: float, colour: str, framed: bool) -> None:
@@ -127,11 +127,11 @@ def _legend(axes: Any, level: float, reach: float, narrow: bool) -> None:
     """The classes of the heat map, in the corner that has no pairs."""
     size, middle = 0.34, len(HEAT) // 2
     for step, kind in enumerate(HEAT):
-        left = 5.5 - (len(HEAT) - step) * size
-        axes.add_patch(Rectangle((left, 4.85), size * 0.94, 0.24, facecolor=STAND_IN[kind], edgecolor="none"))
+        left = len(POINTS) - 0.5 - (len(HEAT) - step) * size
+        axes.add_patch(Rectangle((left, 5.85), size * 0.94, 0.24, facecolor=STAND_IN[kind], edgecolor="none"))
         if step in (0, middle, len(HEAT) - 1):
             value = number(level + (step - middle) / middle * reach)
-            axes.text(left + size / 2, 5.2, value, ha="center", va="top", fontsize=6.5 if narrow else 7.5, color=MUTED)
+            axes.text(left + size / 2, 6.2, value, ha="center", va="top", fontsize=6.5 if narrow else 7.5, color=MUTED)
 
 
 def by_n(name: str, rows: Sequence[Row]) -> Markup:
@@ -147,14 +147,11 @@ def by_n(name: str, rows: Sequence[Row]) -> Markup:
             (drawn[0], "z_", own, "z of the response at each position"),
             (drawn[1], "margin_z_", margins, "z of max less that position's"),
         ):
-            ends = [part[-1][f"{prefix}mean"] for part in shown.values()]
-            for (position, part), end in zip(shown.items(), _ends(ends, narrow), strict=True):
+            for position, part in shown.items():
                 _band(axes, part, prefix, _colour(own[position][-1]["z_mean"]))
-                axes.annotate(
-                    pretty(position), (1.02, end), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8
-                )
                 if prefix == "z_":
                     axes.plot(sizes, [row["normal_z"] for row in part], ":", color=MUTED, linewidth=1)
+            _name_ends(axes, [(part[-1][f"{prefix}mean"], pretty(one)) for one, part in shown.items()], narrow)
             axes.set_xscale("log")
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.minorticks_off()
@@ -180,15 +177,13 @@ def _colour(z: float) -> str:
     return INK if abs(z) < MIDDLE else CHOSEN if z > 0 else REJECTED
 
 
-def _ends(ends: Sequence[float], narrow: bool) -> list[float]:
-    """Where the names at the ends of curves stand: at their ends, or moved apart."""
-    order = np.argsort(ends, kind="stable")
-    gap = (0.085 if narrow else 0.068) * (max(ends) - min(ends)) if len(ends) > 1 else 0.0
-    moved = apart([ends[place] for place in order], gap)
-    found = [0.0] * len(ends)
-    for place, value in zip(order, moved, strict=True):
-        found[place] = value
-    return found
+def _name_ends(axes: Any, ends: Sequence[tuple[float, str]], narrow: bool) -> None:
+    """The names of curves that are drawn, beside their ends, or moved apart by what a line of letters takes."""
+    low, high = axes.get_ylim()
+    ranked = sorted(ends, key=lambda one: one[0])
+    moved = apart([end for end, _ in ranked], (0.08 if narrow else 0.062) * (high - low))
+    for (_, name), place in zip(ranked, moved, strict=True):
+        axes.annotate(name, (1.02, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8)
 
 
 def _band(axes: Any, rows: Sequence[Row], prefix: str, colour: str) -> None:
@@ -208,16 +203,13 @@ def trained(name: str, rows: Sequence[Row], measure: str) -> Markup:
     def draw(figure: Figure, narrow: bool) -> None:
         axes = figure.subplots()
         axes.axhline(LEVEL[measure], color=MUTED, linewidth=1, zorder=0)
-        ends = _ends([part[-1]["mean"] for part in groups.values()], narrow)
-        for place, ((named, part), end) in enumerate(zip(groups.items(), ends, strict=True)):
+        for place, part in enumerate(groups.values()):
             colour = STAND_IN[RAMP[place % len(RAMP)]]
             shift = 1.03 ** (place - (len(groups) - 1) / 2)  # beside one another, so that intervals do not hide
             n, mean, low, high = (_column(part, key) for key in ("n", "mean", "low", "high"))
             axes.errorbar(n * shift, mean, [mean - low, high - mean], color=colour, marker="o", markersize=4, capsize=2)
-            axes.annotate(
-                shortened(named, 24), (1.02, end), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8
-            )
         axes.set_xscale("log")
+        _name_ends(axes, [(part[-1]["mean"], shortened(named, 24)) for named, part in groups.items()], narrow)
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.set(xlabel="n, samples per prompt", ylabel=UNITS[measure])

@@ -9,6 +9,7 @@ from sweetspot.component import key as key_of
 from sweetspot.report import runs
 from sweetspot.report.cost import cost
 from sweetspot.report.effects import BASELINE, by_n, effects, positions
+from sweetspot.report.pool import of_sweep
 from sweetspot.report.results import evaluation_result
 from sweetspot.report.runs import Point, Settings
 from sweetspot.report.words import count, interval, percent, pretty, signed
@@ -34,6 +35,7 @@ class Swept:
         seconds: of each stage over the jobs that were submitted last (forecast, taken); None until they are done.
         manifests: of all jobs, those that fill the pool among them.
         stores: where the artefacts lie, as it is told.
+        texts: whether prompts and responses are shown.
     """
 
     command: str
@@ -43,6 +45,7 @@ class Swept:
     seconds: Mapping[str, tuple[float, float]] | None
     manifests: Sequence[Mapping[str, Any]]
     stores: Sequence[str]
+    texts: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def facts(sweep: Swept, jobs: Sequence[Job]) -> Row:
         "lineage": list(_lineage(sweep, points)),
         "pools": list(_pools(points)),
         **_figures(rows, points, measure, of_setting),
+        **of_sweep(next(iter(_largest_pools(points)), None), points, sweep.texts),
     }
 
 

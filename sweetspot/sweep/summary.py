@@ -23,7 +23,6 @@ PLACES = (
     "overrides",
 )  # columns of the table that tell of places, or that a job's name tells as well
 TARGET = f"{WandbLogger.__module__}.{WandbLogger.__qualname__}"
-READ = ("folder", "history", "path", "prompts", "start_path", "store", "tiles")  # places, which no page shows
 
 Facts = Mapping[str, Any]
 
@@ -51,7 +50,7 @@ def send(sweep: Sweep, table: Sequence[Facts], facts: report.Swept, jobs: Sequen
     about = {"created": sweep.created, "commit": sweep.commit, "plan": sweep.plan, "jobs": len(sweep.jobs)}
     logs = open_all({"wandb": logger}, sweep.folder, about, sweep.folder.name, [])
     logs.table("points", _columns([_row(row, names, hidden, logger.text) for row in table]))
-    swept = _swept(facts, hidden.name(sweep.folder.name, {}), hidden)
+    swept = _swept(facts, hidden.name(sweep.folder.name, {}), hidden, logger.text)
     shown = [_job(job, names[job.name], hidden, logger.text) for job in jobs]
     done = sum(row["standing"] == "done" for row in table)
     with tempfile.TemporaryDirectory() as folder:
@@ -59,10 +58,11 @@ def send(sweep: Sweep, table: Sequence[Facts], facts: report.Swept, jobs: Sequen
         logs.close({"points": len(table), "done": done}, pages)
 
 
-def _swept(facts: report.Swept, name: str, hidden: Private) -> report.Swept:
+def _swept(facts: report.Swept, name: str, hidden: Private, text: bool) -> report.Swept:
     """What the page shows of the whole sweep, under its name in place of its command."""
-    manifests = [_manifest(one, hidden) for one in facts.manifests]
-    return replace(facts, command=name, manifests=manifests, stores=[hidden.text(one) for one in facts.stores])
+    manifests = [hidden.manifest(one) for one in facts.manifests]
+    stores = [hidden.text(one) for one in facts.stores]
+    return replace(facts, command=name, manifests=manifests, stores=stores, texts=text)
 
 
 def _job(job: report.Job, name: str, hidden: Private, text: bool) -> report.Job:
@@ -74,21 +74,8 @@ def _job(job: report.Job, name: str, hidden: Private, text: bool) -> report.Job:
         log=HIDDEN,
         page=None,
         overrides=[hidden.override(one) for one in job.overrides],
-        manifest=_manifest(job.manifest, hidden) if job.manifest else None,
+        manifest=hidden.manifest(job.manifest) if job.manifest else None,
     )
-
-
-def _manifest(manifest: Facts, hidden: Private) -> Facts:
-    """A manifest without what is private, from which its artefacts can still be read."""
-    return {**_clean(manifest, hidden, READ), "config": _clean(manifest["config"], hidden, ())}
-
-
-def _clean(value: Any, hidden: Private, kept: Sequence[str]) -> Any:
-    if isinstance(value, Mapping):
-        return {name: part if name in kept else _clean(part, hidden, kept) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_clean(part, hidden, kept) for part in value]
-    return hidden.text(value) if isinstance(value, str) else value
 
 
 def _reason(reason: str, hidden: Private, text: bool) -> str:
