@@ -92,9 +92,13 @@ def test_prompts_are_shown_with_what_the_strategies_took(tmp_path: Path) -> None
     sweep = make_sweep(tmp_path, [("max", "min"), ("mu", "min"), ("max", "mu")])
     page = Page(written(sweep))
     assert [at["class"] for tag, at in page.tags if tag == "article"] == ["prompt"] * 4
-    headings = [text for tag, text in page.words if tag == "h3" and "min" in text]
-    chosen, both, rejected = "(max, min), (max, μ)", "chosen by (μ, min); rejected by (max, μ)", "(max, min), (μ, min)"
-    assert headings == [f"Chosen: {chosen}", f"Both: {both}", f"Rejected: {rejected}"] * 4
+    assert [text for tag, text in page.words if tag == "h3" and text != "Forecast"] == [
+        *("Chosen", "Chosen and rejected", "Rejected")
+    ] * 4
+    assert [text for tag, text in page.words if tag == "div" and " by (" in text] == [
+        *("chosen by (max, min), (max, μ)", "chosen by (μ, min); rejected by (max, μ)"),
+        "rejected by (max, min), (μ, min)",
+    ] * 4
     pairs = read_tile(tmp_path / "store" / "pairs" / "q-0" / "pairs.parquet", PAIRS)[0].to_pylist()
     for row in (pairs[0], pairs[-1]):
         assert ("div", row["messages"][0]["content"]) in page.words
@@ -113,8 +117,8 @@ def test_only_strategies_of_one_pool_and_n_share_their_prompts(tmp_path: Path) -
     config = json.loads((sweep.path(sweep.jobs[1]) / "manifest.json").read_text())["config"]
     edit(sweep, 1, config={**config, "n_samples": 8})
     page = Page(written(sweep))
-    headings = [text for tag, text in page.words if tag == "h3" and "min" in text]
-    assert headings == ["Chosen: (max, min), (max, μ)", "Rejected: (max, min)"] * 4
+    told = [text for tag, text in page.words if tag == "div" and " by (" in text]
+    assert told == ["chosen by (max, min), (max, μ)", "rejected by (max, μ)", "rejected by (max, min)"] * 4
 
 
 def test_a_sweep_of_few_pairs_has_no_heat_map_and_one_without_random_no_test(tmp_path: Path) -> None:

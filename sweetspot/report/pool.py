@@ -106,5 +106,5 @@ def _pairs(point: Point) -> Path:
 def _response(facts: Mapping[str, Any]) -> Response:
     """A response, and by which strategies it was chosen or rejected."""
     by = {side: ", ".join(dict.fromkeys(facts[side])) for side in SIDES if facts[side]}
-    told = "; ".join(f"{side} by {names}" if len(by) > 1 else names for side, names in by.items())
-    return Response("both" if len(by) > 1 else next(iter(by)), facts["text"], facts["reward"], facts["z"], told)
+    told = "; ".join(f"{side} by {names}" for side, names in by.items())
+    return Response(" and ".join(by), facts["text"], facts["reward"], facts["z"], note=told)

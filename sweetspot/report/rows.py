@@ -25,7 +25,7 @@ class Response:
     """A response as it is shown.
 
     z: (reward - mu) / sigma within its prompt. Both are None where it was not scored. by: whose it is, where that is
-    not plain.
+    not plain. note: what else is told of it.
     """
 
     label: str
@@ -33,6 +33,7 @@ class Response:
     reward: float | None
     z: float | None
     by: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
