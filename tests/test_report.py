@@ -14,7 +14,6 @@ import pytest
 from rich.console import Console
 
 from sweetspot import report
-from sweetspot.report import pool
 from sweetspot.report.figures import moving_mean, smoothing_window
 from sweetspot.report.rows import Scored, points
 from sweetspot.report.summary import count, duration, in_sd, number, percent, signed, verdict
@@ -189,31 +188,6 @@ def test_a_page_without_texts_has_the_figures_and_nothing_private(tmp_path: Path
         assert word not in text, word
     assert ("pre", "strategy=max_min") in page.words  # the run's name in place of its command
     assert ("code", "…/store") in page.words
-
-
-def test_curves_over_n_are_of_the_strategy_s_positions_and_of_both_ends(run_of: RunOf) -> None:
-    """Of 16 samples: 5, 10 and 16. At 16 the best of 16 is the pool's maximum itself."""
-    page, text = page_of(run_of("select"))
-    (told,) = {words for words in page.values("aria-label") if words.startswith("z of positions over n from 5 to 16")}
-    assert [part.split()[0] for part in told.split(": ", 1)[1].split(", ")] == ["max", "mu-2sigma", "min"]
-    best = next(words for words in page.values("aria-label") if words.startswith("Histogram of"))
-    assert re.findall(r"max (\S+?)[.,]?$", best) == re.findall(r": max ([^,]+),", told)
-    assert "from the pool of 16 of embedded, seed 0" in text
-
-
-def test_a_pool_of_few_or_of_unequal_samples_has_no_curve_over_n(tmp_path: Path) -> None:
-    few = Page(report.write(make_run(tmp_path / "few", "score", n=5)).read_text())
-    manifest = make_run(tmp_path / "adaptive", "score")
-    facts = json.loads(manifest.read_text())
-    facts["config"]["sampler"]["budget"] = "adaptive"
-    manifest.write_text(json.dumps(facts))
-    for page in (few, Page(report.write(manifest).read_text())):
-        assert page.headings[:2] == ["Reward distributions", "Prompts with their samples"]
-
-
-def test_curves_over_n_of_many_prompts_are_those_of_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "MOST_PROMPTS", 5)
-    assert "bands over 5 prompts" in report.write(make_run(tmp_path, "score")).read_text()
 
 
 def test_at_most_eight_prompts_are_shown_from_the_first_to_the_last(run_of: RunOf) -> None:

@@ -15,10 +15,9 @@ from sweetspot.logger import Logs
 from sweetspot.report.cost import cost
 from sweetspot.report.page import TEXTS, fitting, with_codes
 from sweetspot.report.runs import Point, changes
-from sweetspot.report.words import in_sd, pretty, signed
-from sweetspot.schema import PAIRS
+from sweetspot.report.words import pretty
 from sweetspot.stages import Run
-from sweetspot.store import Store, read_tile
+from sweetspot.store import Store
 from sweetspot.strategy import POINTS
 from sweetspot.sweep import collect
 from sweetspot.sweep.folder import Sweep
@@ -82,43 +81,9 @@ def test_the_heat_map_has_all_seven_points_down_and_across(grid: str) -> None:
         assert len(re.findall(rf">{re.escape(pretty(point))}</text>", drawn)) == 2, point
 
 
-def test_the_first_pool_is_shown_with_the_seven_points(grid: str) -> None:
-    told = next(words for words in Page(grid).values("aria-label") if words.startswith("Histogram of 192 rewards"))
-    assert [part.split()[0] for part in told.split("points: ")[1].split(", ")] == list(POINTS)
-
-
-def test_prompts_are_shown_with_what_the_strategies_took(tmp_path: Path) -> None:
-    """By (max, min), (mu, min) and (max, mu) of one pool: max chosen twice, mu chosen and rejected, min rejected."""
-    sweep = make_sweep(tmp_path, [("max", "min"), ("mu", "min"), ("max", "mu")])
-    page = Page(written(sweep))
-    assert [at["class"] for tag, at in page.tags if tag == "article"] == ["prompt"] * 4
-    assert [text for tag, text in page.words if tag == "h3" and text != "Forecast"] == [
-        *("Chosen", "Chosen and rejected", "Rejected")
-    ] * 4
-    assert [text for tag, text in page.words if tag == "div" and " by (" in text] == [
-        *("chosen by (max, min), (max, μ)", "chosen by (μ, min); rejected by (max, μ)"),
-        "rejected by (max, min), (μ, min)",
-    ] * 4
-    pairs = read_tile(tmp_path / "store" / "pairs" / "q-0" / "pairs.parquet", PAIRS)[0].to_pylist()
-    for row in (pairs[0], pairs[-1]):
-        assert ("div", row["messages"][0]["content"]) in page.words
-        for side in ("chosen", "rejected"):
-            shown = f"reward {signed(row[f'{side}_reward'])}, z {in_sd(row[f'{side}_z'])}"
-            assert ("div", row[side]) in page.words and ("span", shown) in page.words
-
-
 def test_texts_of_a_sweep_are_escaped(grid: str) -> None:
     assert "<script" not in grid and "<b>bold" not in grid
     assert ("div", EVIL) in Page(grid).words
-
-
-def test_only_strategies_of_one_pool_and_n_share_their_prompts(tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path, [("max", "min"), ("mu", "min"), ("max", "mu")])
-    config = json.loads((sweep.path(sweep.jobs[1]) / "manifest.json").read_text())["config"]
-    edit(sweep, 1, config={**config, "n_samples": 8})
-    page = Page(written(sweep))
-    told = [text for tag, text in page.words if tag == "div" and " by (" in text]
-    assert told == ["chosen by (max, min), (max, μ)", "rejected by (max, μ)", "rejected by (max, min)"] * 4
 
 
 def test_a_sweep_of_few_pairs_has_no_heat_map_and_one_without_random_no_test(tmp_path: Path) -> None:

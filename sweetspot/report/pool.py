@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sweetspot.report import page, runs
 from sweetspot.report.effects import by_n, ladder, positions
@@ -89,7 +88,8 @@ def read_choices(sharing: Sequence[Point]) -> list[Shown]:
     turns: dict[str, list[tuple[str, str]]] = {}
     for point in sharing:
         table = read_tile(_pairs(point), PAIRS)[0]
-        for row in table.filter(pc.is_in(table["prompt_id"], pa.array(ids, pa.string()))).to_pylist():
+        wanted = pa.array([name in taken for name in table["prompt_id"].to_pylist()], pa.bool_())
+        for row in table.filter(wanted).to_pylist():
             turns[row["prompt_id"]] = [(turn["role"], turn["content"]) for turn in row["messages"]]
             for side in SIDES:
                 facts = {"text": row[side], "reward": row[f"{side}_reward"], "z": row[f"{side}_z"]}
