@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,17 +78,17 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, tiny_rewa
     folder = place / "sweep"
     said = run(["-m", *shared, *axes, "until=train", f"hydra.sweep.dir={folder}"], environment)
     again = ["n_samples=8", "strategy=max_min", "until=train"]
-    run([*shared, *again, f"hydra.run.dir='{folder}/n_samples=8,strategy=max_min'"], environment)
     broken = place / "broken"
     (broken / "log.jsonl").mkdir(parents=True)
     (broken / "wandb").write_text("")
-    broken_said = run(
-        [*shared, "n_samples=8", "strategy=max_min", "until=select", f"hydra.run.dir={broken}"], environment
-    )
+    failing = ["n_samples=8", "strategy=max_min", "until=select", f"hydra.run.dir={broken}"]
+    with ThreadPoolExecutor() as both:
+        broken_said = both.submit(run, [*shared, *failing], environment)
+        run([*shared, *again, f"hydra.run.dir='{folder}/n_samples=8,strategy=max_min'"], environment)
     collected = [sys.executable, "-m", "sweetspot.sweep", "collect", str(folder)]
     environment["PYTHONPATH"] = str(ROOT)
     said += subprocess.run(collected, cwd=place, env=environment, capture_output=True, text=True, check=True).stdout
-    return Swept(folder, place / "store", said, broken_said)
+    return Swept(folder, place / "store", said, broken_said.result())
 
 
 def jobs() -> Iterator[tuple[int, str, str]]:
