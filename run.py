@@ -9,7 +9,6 @@ python run.py --help                                      the groups and the mos
 import dataclasses
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -214,20 +213,12 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
         manifest = {**manifests.of_run(run, config, command, started), **facts}
         manifests.write(written, manifest)
         pages = [] if sys.exc_info()[0] else report.tried(lambda: report.write(written), told)
-        _close(logs, settings, manifest, [written, *pages])
+        report.close(logs, settings.logger, manifests.flat_metrics(manifest), [written, *pages])
         manifests.write(written, manifest)  # with what closing the logs had to tell
     console.print(report.summary(manifest))
     lies = "".join(f"report    {page}\n" for page in pages)
     console.print(f"{lies}manifest  {written}", markup=False, highlight=False, soft_wrap=True)
     return written
-
-
-def _close(logs: loggers.Logs, settings: Settings, manifest: Mapping[str, Any], files: list[Path]) -> None:
-    """End the logs with the run's files, and for those that take no texts with its report without them."""
-    with tempfile.TemporaryDirectory() as scratch:
-        if files[1:] and loggers.withhold_texts(settings.logger):
-            files += report.tried(lambda: report.write_without_texts(files[0], Path(scratch)), manifest["warnings"])
-        logs.close(manifests.flat_metrics(manifest), files)
 
 
 def _choices() -> Mapping[str, str]:

@@ -4,22 +4,26 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from sweetspot import report
+from sweetspot.logger import Logs
+from sweetspot.logger.jsonl import JsonLines
 from sweetspot.report.figures import moving_mean, smoothing_window
 from sweetspot.report.rows import Scored, points
 from sweetspot.report.summary import count, duration, in_sd, number, percent, signed, verdict
 from sweetspot.schema import PAIRS, REWARDS, SAMPLES
 from sweetspot.store import write_tile
 from tests.reported import EVIL, STAGES, make_run
+from tests.test_logger import wandb_logger
 
 POOL = ["Reward distributions", "Selection by n"]
 
@@ -188,6 +192,25 @@ def test_a_page_without_texts_has_the_figures_and_nothing_private(tmp_path: Path
         assert word not in text, word
     assert ("pre", "strategy=max_min") in page.words  # the run's name in place of its command
     assert ("code", "…/store") in page.words
+
+
+class Taken(JsonLines):
+    """A log that notes the names and beginnings of the files that it is given."""
+
+    def close(self, summary: Mapping[str, Any], files: Sequence[Path]) -> None:  # noqa: ARG002 - as a Sink's
+        """Note them."""
+        self.files = {path.name: path.read_text()[:15] for path in files}
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_log_that_takes_no_texts_gets_a_report_without_them(text: bool, tmp_path: Path) -> None:
+    manifest = make_run(tmp_path, "sample")
+    for files in ([manifest], [manifest, report.write(manifest)]):
+        log = Taken(tmp_path / "log.jsonl")
+        report.close(Logs({"log": log}), {"log": wandb_logger(text=text)}, {}, files)
+        more = {"report-without-texts.html": "<!doctype html>"} if len(files) == 2 and not text else {}
+        assert log.files == {path.name: path.read_text()[:15] for path in files} | more
+    assert not (tmp_path / "report-without-texts.html").exists()
 
 
 def test_at_most_eight_prompts_are_shown_from_the_first_to_the_last(run_of: RunOf) -> None:

@@ -4,10 +4,12 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
+from sweetspot.logger import Logger, Logs, withhold_texts
 from sweetspot.logger.private import flat, private
 from sweetspot.logger.wandb_logger import WITHOUT_TEXTS
 from sweetspot.report import page
@@ -21,7 +23,7 @@ from sweetspot.report.summary import sections, summary, verdict
 from sweetspot.report.swept import Job, Swept, facts
 from sweetspot.visible import one_line
 
-__all__ = ["Job", "Swept", "summary", "tried", "write", "write_sweep", "write_without_texts"]
+__all__ = ["Job", "Swept", "close", "summary", "tried", "write", "write_sweep", "write_without_texts"]
 CONFIGURATION = 100_000  # characters of the configuration that are shown
 
 
@@ -58,6 +60,20 @@ def write(manifest_path: Path) -> Path:
     """
     manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
     return page.replace(manifest_path.with_name("report.html"), _page(manifest, manifest["store"]))
+
+
+def close(logs: Logs, loggers: Mapping[str, Logger], found: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """End the logs of a run with its files; where a logger takes no texts, with its report without them as well.
+
+    Args:
+        logs, loggers: the open logs, and the loggers of the configuration.
+        found: what the run came to.
+        files: its manifest, and report.html where there is one.
+    """
+    with TemporaryDirectory() as folder:
+        withheld = len(files) > 1 and withhold_texts(loggers)
+        more = tried(lambda: write_without_texts(files[0], Path(folder)), logs.warnings) if withheld else []
+        logs.close(found, [*files, *more])
 
 
 def write_without_texts(manifest_path: Path, folder: Path) -> Path:
