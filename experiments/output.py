@@ -152,11 +152,12 @@ def show(found: Found, title: str) -> None:
     console.print(NOTES, highlight=False)
 
 
-def run(study: Callable[[Sequence[Point], Settings, str], Found], name: str, doc: str) -> None:
+def run(study: Callable[[Sequence[Point], Settings, str | None], Found], name: str, doc: str) -> None:
     """The command of a study: read the runs, find, write and print.
 
     Args:
-        study: of the runs, the settings of intervals and the measure ("reward", "win_rate" or "instructions").
+        study: of the runs, the settings of intervals and the measure ("reward", "win_rate" or "instructions"; None is
+            `runs.measure_of`).
         name: of the study, and of its folder where none is given.
         doc: the study's docstring, which `--help` shows.
     """
@@ -165,7 +166,8 @@ def run(study: Callable[[Sequence[Point], Settings, str], Found], name: str, doc
     )
     parser.add_argument("folders", nargs="+", type=Path, help="a run or a sweep (runs/NAME); several are read together")
     parser.add_argument("--out", type=Path, help=f"folder for tables and figures; default: {name} in the first folder")
-    parser.add_argument("--measure", choices=tuple(runs.LEVEL), default="reward", help="of trained policies")
+    measures = "of trained policies; default: reward where the judge gives rewards, else win_rate"
+    parser.add_argument("--measure", choices=tuple(runs.LEVEL), help=measures)
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap draws over prompts")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--repeats", type=Path, help="folder of an earlier result: is it found again?")
