@@ -61,10 +61,8 @@ def by_loss(points: Sequence[Point], settings: Settings, measure: str) -> list[d
         }
         if beta in betas or len(betas) == 1:
             same = beta if beta in betas else betas[0]
-            row |= {
-                "than_dpo_beta": same,
-                **runs.against(own, of["dpo", same, 0.0, strategy, n], settings, "than_dpo_"),
-            }
+            found = runs.against(own, of["dpo", same, 0.0, strategy, n], settings, "than_dpo_")
+            row |= {"than_dpo_beta": same, **found} if found else {}
         rows.append(row)
     return runs.with_holm(rows, "than_dpo_")
 

@@ -36,10 +36,10 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
     figures: dict[str, Any] = {}
     overlaps: list[dict[str, Any]] = []
     beside: list[Beside] = []
-    groups = runs.grouped(runs.having(points, "evaluation"), lambda point: (_weights(point), point.n))
+    groups = runs.grouped(runs.having(points, "evaluation"), lambda point: (_identity(point), point.n))
     shown = model_names(points)
-    for (weights, n), group in groups.items():
-        model = shown[weights]
+    for (of, n), group in groups.items():
+        model = shown[of]
         found = grid(group, settings, measure)
         names = {"model": model, "n": n}
         rows += [{**names, **row} for row in found]
@@ -52,17 +52,18 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
     return Found(tables, figures, beside)
 
 
-def _weights(point: Point) -> tuple[str | None, ...]:
-    """What identifies a model: its weights and what its template is told."""
-    return tuple(point.config["model"].get(name) for name in ("path", "revision", "system_prompt"))
+def _identity(point: Point) -> tuple[tuple[str, str], ...]:
+    """What identifies a model, which is not its name."""
+    settings = runs.settings_of(point, "reward").items()
+    return tuple((key, value) for key, value in settings if key.startswith("model."))
 
 
-def model_names(points: Sequence[Point]) -> dict[tuple[str | None, ...], str]:
+def model_names(points: Sequence[Point]) -> dict[tuple[tuple[str, str], ...], str]:
     """How each model is called: by its name; where several have one, with a number and the path too."""
-    found = {_weights(point): str(point.config["model"]["name"]) for point in points}
+    found = {_identity(point): str(point.config["model"]["name"]) for point in points}
     names = list(found.values())
     return {
-        of: name if names.count(name) == 1 else f"{name} {number} ({of[0]})"
+        of: name if names.count(name) == 1 else f"{name} {number} ({dict(of).get('model.path')})"
         for number, (of, name) in enumerate(found.items(), 1)
     }
 

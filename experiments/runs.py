@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from sweetspot.report.groups import Group, against, effect, group, with_holm
+from sweetspot.report.groups import Group, against, effect, group, settings_of, with_holm
 from sweetspot.report.length import at_equal_length
 from sweetspot.report.runs import (
     LEVEL,
@@ -53,6 +53,7 @@ __all__ = [
     "read",
     "scored",
     "seeds",
+    "settings_of",
     "tokens",
     "with_holm",
 ]

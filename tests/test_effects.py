@@ -476,9 +476,9 @@ def test_under_the_paper_stands_what_the_paper_says(uneven: Point, store: Store,
     assert "normal pool" not in " ".join(line.paper for line in min_of_k.study([uneven], SETTINGS, "reward").beside)
     told = pair_grid.study([store.run(("mu+2sigma", "mu+sigma"))], SETTINGS, "reward").beside
     assert [line.paper for line in told if line.what.startswith("(mu+2sigma")] == ["34.63 LC, n not told"]
-    first = sample_scaling.REPORTED["(max, min)"]
-    assert first[5].startswith("45 LC")
-    assert "48.2" in first[5]
+    assert sample_scaling.reported("(max, min)", 5) == ("45 LC, read off a figure; by SimPO's recipe 48.2 (start 26.0)")
+    assert sample_scaling.reported("(max, min)", 400) == "42.0 LC (start 26.0)"
+    assert sample_scaling.reported("(max, min)", 64) == output.UNKNOWN
     wide = pool(tmp_path / "wide", np.random.default_rng(0).normal(size=(4, 101)))
     ladder = [line.what for line in sample_scaling.study([wide], Settings(50, 0), "reward").beside]
     assert "max less min at n = 100 (toy)" in ladder
