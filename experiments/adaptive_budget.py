@@ -54,19 +54,18 @@ def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:  
 
 
 def _told(row: Mapping[str, Any]) -> str:
-    """Uniform n, which is cut at the uniform run's, and the share of it, with a sign where they are bounds."""
+    """Uniform n and the share of it; where the uniform run's own n is all that is known, as bounds."""
+    beyond = {end: row[f"equal_n{end}"] >= row["uniform_n"] for end in ("_low", "_high")} | {"": row["beyond"]}
 
-    def bound(sign: str, end: str, shown: str) -> str:
-        return f"{sign} {shown}" if row[f"equal_n{end}"] >= row["uniform_n"] else shown
+    def n(end: str) -> str:
+        return f"{'>= ' if beyond[end] else ''}{row[f'equal_n{end}']:.1f}"
 
-    n, low, high = (bound(">=", end, f"{row[f'equal_n{end}']:.1f}") for end in ("", "_low", "_high"))
-    share = bound("<=", "", f"{row['share']:.0%}")
-    least, most = (
-        bound("<=", of, f"{row[f'share{end}']:.0%}") for end, of in (("_low", "_high"), ("_high", "_low"))
-    )  # a large n makes a small share
+    def share(end: str, of: str) -> str:  # a large n makes a small share
+        return f"{'<= ' if beyond[of] else ''}{row[f'share{end}']:.0%}"
+
     return (
-        f"{row['drawn_mean']:.1f} a prompt do as uniform n = {n} (95%: {low} to {high}; {row['prompts']} prompts): "
-        f"{share} (95%: {least} to {most})"
+        f"{row['drawn_mean']:.1f} a prompt do as {n('')} of uniform n (95%: {n('_low')} to {n('_high')}; "
+        f"{row['prompts']} prompts): {share('', '')} (95%: {share('_low', '_high')} to {share('_high', '_low')})"
     )
 
 
@@ -116,7 +115,7 @@ def saved(adaptive: Point, uniform: Point, settings: Settings) -> tuple[dict[str
     (low, high), (least, most) = ((float(a), float(b)) for a, b in limits)
     names = {"seed": adaptive.seed, "most": adaptive.n, "uniform_n": uniform.n, "prompts": len(kept)}
     figures = {"drawn_mean": float(samples.mean()), "chosen": float(chosen.mean())}
-    beyond = bool(chosen.mean() > curve[-1])
+    beyond = bool(chosen.mean() > curve[-1] and not np.isclose(chosen.mean(), curve[-1]))
     row = {**names, **figures, "equal_n": equal, "equal_n_low": low, "equal_n_high": high, "beyond": beyond}
     row |= {"share": figures["drawn_mean"] / equal, "share_low": least, "share_high": most}
     return row, [{"seed": adaptive.seed, "n": k, "chosen": float(mean)} for k, mean in zip(ks, curve, strict=True)]
