@@ -116,7 +116,7 @@ def over_seeds(ends: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "read other settings apart"
             )
         counts = {name: sum(row[name] for row in group) for name in ("steps", "pairs", "held_out_pairs")}
-        found = {**dict(zip(KIND, kind, strict=True)), "seeds": told, "runs": len(group), **counts}
+        found: dict[str, Any] = {**dict(zip(KIND, kind, strict=True)), "seeds": told, "runs": len(group), **counts}
         for name in ENDS:
             values = [row[name] for row in group if row[name] is not None]
             found[name] = float(np.mean(values)) if values else None
