@@ -113,7 +113,7 @@ def _rewards(found: Facts, _: Facts) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _look_normal(found: Facts) -> str:
-    """By each prompt's test, as the study of normality tells it, and adjusted; older manifests have the latter alone."""
+    """By each prompt's test, as the study of normality tells it, and adjusted; an older manifest lacks the former."""
 
     def shares(end: str) -> str:
         shapiro, lilliefors = (percent(found[f"normal_share_{test}{end}"]) for test in ("shapiro", "lilliefors"))
