@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 Rows = Sequence[Mapping[str, Any]]
 Label = tuple[Any, ...]
 COUNTS = ("prompts", "pairs", "kept", "steps", "documents", "runs")  # and columns that end in _prompts, ...
+WHOLE = (*COUNTS, "mean", "low", "high")  # whole numbers that name no row
 SETTINGS = ("beta", "gamma")  # fractions that name a row
 SEEDS = "seeds"  # a list in words: more seeds of the same strategy are the same row
 PLAIN = ("mean", "difference")  # whose limits are called `low` and `high`
@@ -54,12 +55,14 @@ def labels(table: pa.Table) -> list[str]:
 def _names(field: pa.Field) -> bool:
     if field.name in SETTINGS:
         return not pa.types.is_null(field.type)
-    count = field.name.rpartition("_")[2] in COUNTS
-    return (pa.types.is_integer(field.type) and not count) or (pa.types.is_string(field.type) and field.name != SEEDS)
+    if pa.types.is_integer(field.type):
+        return field.name.rpartition("_")[2] not in WHOLE
+    return pa.types.is_string(field.type) and field.name != SEEDS
 
 
-def figures(columns: Sequence[str]) -> dict[str, tuple[str, str]]:
+def figures(table: pa.Table) -> dict[str, tuple[str, str]]:
     """The limits of each figure that has an interval: of `z_mean` and `loss` those called `z_low` and `loss_low`."""
+    columns = [name for name in table.column_names if name not in labels(table)]
     found: dict[str, tuple[str, str]] = {}
     for column in columns:
         stems = ["" if column in PLAIN else f"{column}_", *([column[:-4]] if column.endswith("_mean") else [])]
@@ -79,7 +82,7 @@ def _held(name: str, own: pa.Table, earlier: pa.Table, folder: Path) -> Iterator
     held = [
         (f"{_shown(label)} {column}", now[label].get(column), limits)
         for label in both
-        for column, (low, high) in figures(earlier.column_names).items()
+        for column, (low, high) in figures(earlier).items()
         if (limits := _limits(then[label], column, low, high))
     ]
     outside = [what for what, value, limits in held if not _within(value, *limits)]

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -58,10 +59,16 @@ Rows = list[dict[str, Any]]
 SECONDS = 480  # for all of this module
 
 
+def clocks() -> tuple[float, float]:
+    """The time, and that of processors which this process and those that it waited for have taken, seconds."""
+    spent = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.monotonic(), sum(one.ru_utime + one.ru_stime for one in spent)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def began() -> float:
-    """When the first test of the module began, seconds."""
-    return time.monotonic()
+def began() -> tuple[float, float]:
+    """The clocks when the first test of the module began."""
+    return clocks()
 
 
 @pytest.fixture(scope="module")
@@ -442,7 +449,7 @@ def test_losses_are_compared_with_dpo_on_the_same_pair(grid: list[Point]) -> Non
     ):
         pair_grid.study([*own, *grid], SETTINGS, "reward")
     first = next(point for point in grid if point.strategy == "(max, mu-2sigma)")
-    assert len(runs.having([*own, first], "policy")) == 3  # dpo's is that of the grid
+    assert len(runs.having([*own, first], "policy")) == len(own)  # dpo's is that of the grid
 
 
 def test_two_reward_models_on_one_pool_agree_as_numpy_says_and_the_best_by_one_is_worth_less_to_the_other(
@@ -612,8 +619,11 @@ def test_an_experiment_is_a_sweep_by_itself_and_its_jobs_are_runs(grid: list[Poi
 
 
 @pytest.mark.usefixtures("grid")
-def test_all_of_it_takes_less_than_eight_minutes_from_an_empty_store(began: float) -> None:
-    """Every fixture, command and comparison of this module: `grid` saw that the store was empty."""
-    seconds = time.monotonic() - began
-    print(f"every experiment at size=tiny, from an empty store: {seconds:.0f} s")
-    assert seconds < SECONDS
+def test_all_of_it_takes_less_than_eight_minutes_from_an_empty_store(began: tuple[float, float]) -> None:
+    """Every fixture, command and comparison of this module; `grid` saw that the store was empty. Where the machine has
+    other work as well, processor time alone counts: nearly all of it is one process with one thread."""
+    wall, processor = (now - then for now, then in zip(clocks(), began, strict=True))
+    print(f"every experiment at size=tiny, from an empty store: {wall:.0f} s, {processor:.0f} s of a processor")
+    assert processor < SECONDS
+    busy = os.getloadavg()[1] > 1.5 * (os.cpu_count() or 1)  # of the last five minutes
+    assert busy or wall < SECONDS

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,6 +25,11 @@ def kept(folder: Path, tables: Tables) -> Path:
     for name, rows in tables.items():
         pq.write_table(as_table(rows), folder / f"{name}.parquet")
     return folder
+
+
+def numbers(columns: Sequence[str]) -> pa.Table:
+    """A table of one row of fractions."""
+    return as_table([dict.fromkeys(columns, 0.5)])
 
 
 def test_words_and_whole_numbers_name_a_row_and_counts_seeds_and_fractions_do_not() -> None:
@@ -47,13 +53,20 @@ def test_words_and_whole_numbers_name_a_row_and_counts_seeds_and_fractions_do_no
 
 def test_every_figure_that_has_limits_is_compared_and_no_other() -> None:
     columns = ["mean", "low", "high", "z_mean", "z_low", "z_high", "skew", "skew_low", "skew_high", "drawn_mean", "p"]
-    assert figures(columns) == {
+    assert figures(numbers(columns)) == {
         "mean": ("low", "high"),
         "z_mean": ("z_low", "z_high"),
         "skew": ("skew_low", "skew_high"),
     }
-    assert figures(["value", "difference", "low", "high"]) == {"difference": ("low", "high")}
-    assert figures(["mean", "low"]) == {}
+    assert figures(numbers(["value", "difference", "low", "high"])) == {"difference": ("low", "high")}
+    assert figures(numbers(["mean", "low"])) == {}
+
+
+def test_a_word_that_is_has_the_name_of_a_figure_names_its_row(tmp_path: Path) -> None:
+    row = {"selecting": "tiny", "selecting_mean": 1.0, "selecting_low": 0.5, "selecting_high": 1.5}
+    assert figures(as_table([row])) == {"selecting_mean": ("selecting_low", "selecting_high")}
+    told = repeated({"best": [row]}, kept(tmp_path, {"best": [row]}))
+    assert told == [f"best: 1 of 1 rows are there, {INSIDE} {tmp_path}"]
 
 
 def test_rows_that_differ_in_their_loss_or_beta_alone_are_told_apart(tmp_path: Path) -> None:
