@@ -12,23 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from experiments import output, runs
+from experiments import lines, output, runs
 from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
-from sweetspot.distribution import collisions, expected_position, picks, realised_z
+from sweetspot.distribution import expected_position, picks, realised_z
+from sweetspot.distribution.positions import NONE
 
+CONVENTION = "(max, min)"
 SIGMAS = ("mu-4sigma", "mu-3sigma", "mu-2sigma", "mu+2sigma", "mu+3sigma", "mu+4sigma")
 
 
-def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:
+def study(points: Sequence[Point], settings: Settings, measure: str | None) -> Found:
     """Where the far positions lie in each pool, and what policies of them are worth beside (max, min)."""
+    measure = measure or runs.measure_of(points)
     lie = [row for point in runs.pools(points) for row in far(point, settings)]
     trained = policies(points, settings, measure) if any(runs.judged(point) for point in points) else []
     beside = [
         Beside(
             f"{row['position']} is the {row['extreme']} (n = {row['n']})",
             "mu +- 3 sigma and 4 sigma behave like max and min" if row["position"][3] in "34" else output.UNKNOWN,
-            f"for {row['share']:.0%} of {row['prompts']} prompts, of a normal pool {row['normal_share']:.0%}; z "
+            f"for {output.shares(row, 'share')} of {row['prompts']} prompts, of a normal pool "
+            f"{row['normal_share']:.0%}; z "
             f"{output.told(row, 'z_', 2)}; seed {row['seed']}",
         )
         for row in lie
@@ -37,10 +41,10 @@ def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:
         Beside(
             f"{row['strategy']} less (max, min), {measure}",
             "no different beyond 2 sigma",
-            f"{output.told(row, 'than_max_min_')}, p {row['than_max_min_p']:.3f}, seeds {row['seeds']}",
+            f"{lines.difference(row, 'than_max_min_')}; the policy {lines.policy(row)}",
         )
         for row in trained
-        if "than_max_min_p" in row and row["strategy"] != "(max, min)"
+        if "than_max_min_p" in row
     ]
     return Found({"positions": lie, "trained": trained}, {"extended_positions": _draw(lie, trained, measure)}, beside)
 
@@ -49,19 +53,23 @@ def far(point: Point, settings: Settings) -> list[dict[str, Any]]:
     """A row a position: its realised z, and how often its response is the minimum or maximum."""
     rewards = runs.scored(point).rewards
     found = picks(rewards, ["min", "max", *SIGMAS])
-    shares, z = collisions(found), realised_z(rewards, found)
+    z = realised_z(rewards, found)
     rows: list[dict[str, Any]] = []
     for at, position in enumerate(SIGMAS, 2):
         expected, low = expected_position(position, point.n), "-" in position
+        extreme = found[0 if low else 1]
+        share = runs.interval(np.where(extreme == NONE, np.nan, found[at] == extreme), settings)
         rows.append(
             {
                 "reward_model": point.part("rewards")["reward_model"],
                 "seed": point.seed,
                 "n": point.n,
-                "prompts": len(rewards),
+                "prompts": share["prompts"],
                 "position": position,
                 "extreme": "minimum" if low else "maximum",
-                "share": float(shares[at, 0 if low else 1]),
+                "share": share["mean"],
+                "share_low": share["low"],
+                "share_high": share["high"],
                 "normal_share": expected.share_min if low else expected.share_max,
                 **runs.interval(z[at], settings, "z_"),
             }
@@ -72,18 +80,21 @@ def far(point: Point, settings: Settings) -> list[dict[str, Any]]:
 def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
     """A row a strategy: what its policy is worth, and the paired difference from (max, min)."""
     groups = runs.grouped(runs.having(points, "evaluation"), lambda point: point.strategy)
-    values = {strategy: runs.measured(group, measure) for strategy, group in groups.items()}
-    convention = values.get("(max, min)")
-    return [
-        {
-            "strategy": strategy,
-            "chosen": groups[strategy][0].positions[0],
-            "rejected": groups[strategy][0].positions[1],
-            **runs.effect(groups[strategy], own, measure, settings),
-            **({} if convention is None else runs.against(own, convention, settings, "than_max_min_")),
-        }
-        for strategy, own in values.items()
-    ]
+    of = {strategy: runs.group(own, measure) for strategy, own in groups.items()}
+    rows: list[dict[str, Any]] = []
+    for strategy, own in of.items():
+        convention = of.get(CONVENTION) if strategy != CONVENTION else None
+        rows.append(
+            {
+                "strategy": strategy,
+                "chosen": own.points[0].positions[0],
+                "rejected": own.points[0].positions[1],
+                **runs.effect(own, settings),
+                **runs.at_equal_length(own.points, measure, settings),
+                **({} if convention is None else runs.against(own, convention, settings, "than_max_min_")),
+            }
+        )
+    return runs.with_holm(rows, "than_max_min_")
 
 
 def _draw(lie: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]], measure: str) -> Any:

@@ -13,21 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from experiments import output, runs
+from experiments import lines, output, runs
 from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
 
 
-def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:
+def study(points: Sequence[Point], settings: Settings, measure: str | None) -> Found:
     """Each loss with each pair: what its policy is worth, and the paired difference from dpo with the same pair."""
+    measure = measure or runs.measure_of(points)
     rows = by_loss(points, settings, measure)
     beside = [
         Beside(
             f"{row['loss']} (beta {row['beta']:g}) with {row['strategy']}, n = {row['n']}, {measure}",
             "future work" if row["loss"] != "dpo" else output.UNKNOWN,
-            f"{output.told(row)}"
-            + (f"; than dpo {output.told(row, 'than_dpo_')}, p {row['than_dpo_p']:.3f}" if "than_dpo_p" in row else "")
-            + f"; seeds {row['seeds']}",
+            lines.policy(row)
+            + (
+                f"; than dpo (beta {row['than_dpo_beta']:g}) {lines.difference(row, 'than_dpo_')}"
+                if "than_dpo_p" in row
+                else ""
+            ),
         )
         for row in rows
     ]
@@ -35,29 +39,32 @@ def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:
 
 
 def by_loss(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
-    """A row for each loss, pair and n."""
+    """A row for each loss, pair and n; the difference is from dpo of the same beta, or of the only one there is."""
 
     def label(point: Point) -> tuple[str, float, float, str, int]:
         dpo = point.config["dpo"]
         return dpo["loss"], dpo["beta"], dpo["gamma"], point.strategy, point.n
 
     groups = runs.grouped(runs.having(points, "evaluation"), label)
-    values = {of: runs.measured(group, measure) for of, group in groups.items()}
+    of = {setting: runs.group(own, measure) for setting, own in groups.items()}
     rows: list[dict[str, Any]] = []
-    for (loss, beta, gamma, strategy, n), own in values.items():
-        same = next((found for of, found in values.items() if of[0] == "dpo" and of[3:] == (strategy, n)), None)
-        rows.append(
-            {
-                "loss": loss,
-                "beta": beta,
-                "gamma": gamma,
-                "strategy": strategy,
-                "n": n,
-                **runs.effect(groups[loss, beta, gamma, strategy, n], own, measure, settings),
-                **({} if same is None or loss == "dpo" else runs.against(own, same, settings, "than_dpo_")),
-            }
-        )
-    return rows
+    for (loss, beta, gamma, strategy, n), own in of.items():
+        betas = [one[1] for one in of if one[0] == "dpo" and one[3:] == (strategy, n)] if loss != "dpo" else []
+        row = {
+            "loss": loss,
+            "beta": beta,
+            "gamma": gamma,
+            "strategy": strategy,
+            "n": n,
+            **runs.effect(own, settings),
+            **runs.at_equal_length(own.points, measure, settings),
+        }
+        if beta in betas or len(betas) == 1:
+            same = beta if beta in betas else betas[0]
+            found = runs.against(own, of["dpo", same, 0.0, strategy, n], settings, "than_dpo_")
+            row |= {"than_dpo_beta": same, **found} if found else {}
+        rows.append(row)
+    return runs.with_holm(rows, "than_dpo_")
 
 
 def _draw(rows: Sequence[dict[str, Any]], measure: str) -> Any:

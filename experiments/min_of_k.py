@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import output, runs
+from experiments import lines, output, runs
 from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
 from sweetspot.distribution import length_slope, mean_sd, order_statistics, position_of_k
@@ -22,30 +22,36 @@ from sweetspot.distribution.subsets import best_of_k_by
 LADDER = (2, 5, 10, 28)
 
 
-def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:
+def study(points: Sequence[Point], settings: Settings, measure: str | None) -> Found:
     """What the worst of k is worth in each pool, and what policies that were trained with it are."""
+    measure = measure or runs.measure_of(points)
     worth = [row for point in runs.pools(points) for row in worst_of_k(point, settings)]
     trained = policies(points, settings, measure) if any(runs.judged(point) for point in points) else []
     beside = [
         Beside(
             f"z of the worst of {row['k']} of {row['n']} ({row['reward_model']})",
-            {5: "the scalable strategy's rejected response; -1.16 in a normal pool", 28: "-2 in a normal pool"}.get(
-                row["k"], output.UNKNOWN
-            ),
+            "the scalable strategy's rejected response" if row["k"] == 5 else output.UNKNOWN,
             f"{output.told(row, 'z_')}, normal pool {row['normal_z']:+.2f}, seed {row['seed']}",
         )
         for row in worth
     ]
+    beside += [_slope(row) for row in worth if row["k"] == LADDER[0]]
     beside += [
         Beside(
             f"policy of (max, worst of {row['k']}) less that of worst of 5, {measure}",
             "k = 5 keeps improving with n",
-            f"{output.told(row, 'than_5_')}, p {row['than_5_p']:.3f}, seeds {row['seeds']}",
+            f"{lines.difference(row, 'than_5_')}; the policy {lines.policy(row)}",
         )
         for row in trained
-        if row["k"] != 5 and "than_5_p" in row
+        if "than_5_p" in row
     ]
     return Found({"worst_of_k": worth, "trained": trained}, {"min_of_k": _draw(worth, trained, measure)}, beside)
+
+
+def _slope(row: dict[str, Any]) -> Beside:
+    mean, low, high = (f"{row[f'z_per_token{end}']:+.4f}" for end in ("", "_low", "_high"))
+    found = f"{mean} sd a token (95%: {low} to {high}; {row['z_per_token_prompts']} prompts), seed {row['seed']}"
+    return Beside(f"reward of a longer response ({row['reward_model']})", output.UNKNOWN, found)
 
 
 def worst_of_k(point: Point, settings: Settings) -> list[dict[str, Any]]:
@@ -67,6 +73,9 @@ def worst_of_k(point: Point, settings: Settings) -> list[dict[str, Any]]:
             "k": k,
             "normal_z": float(order_statistics(k)[0]) / mean_sd(n),
             "z_per_token": slope.mean,
+            "z_per_token_low": slope.low,
+            "z_per_token_high": slope.high,
+            "z_per_token_prompts": slope.n,
             **{name: value for prefix, of in columns.items() for name, value in _interval(of[:, at], settings, prefix)},
         }
         for at, k in enumerate(ks)
@@ -89,15 +98,17 @@ def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[
     """A row a k: what its policy is worth, and the paired difference from k = 5, where both were trained."""
     trained = [point for point in runs.having(points, "evaluation") if worst_of(point) is not None]
     groups = runs.grouped(trained, worst_of)
-    values = {k: runs.measured(group, measure) for k, group in groups.items()}
-    return [
+    of = {k: runs.group(own, measure) for k, own in groups.items()}
+    rows = [
         {
             "k": k,
-            **runs.effect(groups[k], values[k], measure, settings),
-            **(runs.against(values[k], values[5], settings, "than_5_") if 5 in values else {}),
+            **runs.effect(own, settings),
+            **runs.at_equal_length(own.points, measure, settings),
+            **(runs.against(own, of[5], settings, "than_5_") if 5 in of and k != 5 else {}),
         }
-        for k in sorted(values)
+        for k, own in sorted(of.items())
     ]
+    return runs.with_holm(rows, "than_5_")
 
 
 def _draw(worth: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]], measure: str) -> Any:

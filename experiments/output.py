@@ -11,7 +11,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import runs
+from experiments.repeats import as_table, repeated
 from experiments.runs import Point, Settings
 from sweetspot.distribution import Curve
 from sweetspot.store import StoreError
@@ -39,20 +39,6 @@ STYLE: Any = {
 }
 UNKNOWN = "not reported"
 COLUMNS = ("what", "the paper", "found")  # of the comparison
-LABELS = (
-    "model",
-    "reward_model",
-    "strategy",
-    "chosen",
-    "rejected",
-    "position",
-    "measure",
-    "baseline",
-    "n",
-    "k",
-    "rank",
-    "seed",
-)
 NOTES = "figures of the paper are second hand (a public note on it), without the number of its figure or table"
 
 
@@ -84,8 +70,7 @@ def write(found: Found, points: Sequence[Point], folder: Path) -> list[Path]:
     paths[1].write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in manifests), encoding="utf-8")
     for name, rows in found.tables.items():
         if rows:
-            columns = dict.fromkeys(column for row in rows for column in row)
-            table = pa.Table.from_pydict({column: [row.get(column) for row in rows] for column in columns})
+            table = as_table(rows)
             pq.write_table(table, folder / f"{name}.parquet")
             csv.write_csv(table, folder / f"{name}.csv")
             paths += [folder / f"{name}.parquet", folder / f"{name}.csv"]
@@ -108,38 +93,6 @@ def comparison(found: Found) -> str:
     return "\n".join([*(f"| {row} |" for row in cells), "", f"The {NOTES}.", ""])
 
 
-def repeated(found: Found, folder: Path) -> list[str]:
-    """Of each table in the folder, an earlier result of the same study: how many of its means were found again.
-
-    A row is the same when its words and settings are. Its mean is found again when the new one lies in its interval.
-
-    Raises:
-        OSError: the folder holds none of the tables.
-    """
-    told: list[str] = []
-    for name, rows in found.tables.items():
-        if not rows:
-            continue
-        earlier = {_label(row): row for row in pq.read_table(folder / f"{name}.parquet").to_pylist()}
-        both = [
-            (f"{' '.join(map(str, _label(row)))} {column}", row[column], earlier[_label(row)], column[:-4])
-            for row in rows
-            if _label(row) in earlier
-            for column in row
-            if column.endswith("mean") and None not in (row[column], earlier[_label(row)].get(f"{column[:-4]}low"))
-        ]
-        missed = [what for what, mean, old, prefix in both if not old[f"{prefix}low"] <= mean <= old[f"{prefix}high"]]
-        told += (
-            [f"{name}: {len(both) - len(missed)} of {len(both)} means lie in the intervals of {folder}"] if both else []
-        )
-        told += [f"  outside: {what}" for what in missed]
-    return told
-
-
-def _label(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in LABELS if name in row)
-
-
 def show(found: Found, title: str) -> None:
     """Print the comparison with the paper."""
     table = Table(title=title, title_justify="left")
@@ -152,11 +105,12 @@ def show(found: Found, title: str) -> None:
     console.print(NOTES, highlight=False)
 
 
-def run(study: Callable[[Sequence[Point], Settings, str], Found], name: str, doc: str) -> None:
+def run(study: Callable[[Sequence[Point], Settings, str | None], Found], name: str, doc: str) -> None:
     """The command of a study: read the runs, find, write and print.
 
     Args:
-        study: of the runs, the settings of intervals and the measure ("reward", "win_rate" or "instructions").
+        study: of the runs, the settings of intervals and the measure ("reward", "win_rate" or "instructions"; None is
+            `runs.measure_of`).
         name: of the study, and of its folder where none is given.
         doc: the study's docstring, which `--help` shows.
     """
@@ -165,7 +119,8 @@ def run(study: Callable[[Sequence[Point], Settings, str], Found], name: str, doc
     )
     parser.add_argument("folders", nargs="+", type=Path, help="a run or a sweep (runs/NAME); several are read together")
     parser.add_argument("--out", type=Path, help=f"folder for tables and figures; default: {name} in the first folder")
-    parser.add_argument("--measure", choices=tuple(runs.LEVEL), default="reward", help="of trained policies")
+    measures = "of trained policies; default: reward where the judge gives rewards, else win_rate"
+    parser.add_argument("--measure", choices=tuple(runs.LEVEL), help=measures)
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap draws over prompts")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--repeats", type=Path, help="folder of an earlier result: is it found again?")
@@ -174,14 +129,24 @@ def run(study: Callable[[Sequence[Point], Settings, str], Found], name: str, doc
         points, missing = runs.read(given.folders)
         with matplotlib.rc_context(STYLE):
             found = study(points, Settings(given.resamples, given.seed), given.measure)
-        again = repeated(found, given.repeats) if given.repeats else []
     except (ValueError, OSError, StoreError) as error:
         sys.exit(f"error: {one_line(str(error))}")
+    again, wrong = _again(found, given.repeats)  # before it is written, maybe into the same folder
     show(found, f"{name}, {len(points)} runs")
     if missing:
         print(one_line(f"not done: {', '.join(missing)}"))
     written = write(found, points, given.out or given.folders[0] / name)
     print(*(visible(line) for line in (*again, *map(str, written))), sep="\n")
+    if wrong:
+        sys.exit(f"error: {one_line(wrong)}")
+
+
+def _again(found: Found, earlier: Path | None) -> tuple[list[str], str]:
+    """What is told of an earlier result, and what is wrong with it; both empty where none is given."""
+    try:
+        return (repeated(found.tables, earlier) if earlier else []), ""
+    except (ValueError, OSError) as error:
+        return [], f"--repeats: {error}"
 
 
 def figure(width: float = 7.0, height: float = 4.0) -> Figure:

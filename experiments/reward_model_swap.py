@@ -13,20 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from experiments import output, runs
+from experiments import lines, output, runs
 from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
-from sweetspot.distribution import best_of_k_by, best_of_n_kl, pair_overlap
+from sweetspot.distribution import best_of_k_by, best_of_n_kl
+from sweetspot.distribution.positions import NONE
 from sweetspot.report.effects import ladder
 from sweetspot.strategy import Floats
 
 
-def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:
+def study(points: Sequence[Point], settings: Settings, measure: str | None) -> Found:
     """Agreement, over-optimisation and shared pairs of reward models on one pool, and policies of each."""
+    measure = measure or runs.measure_of(points)
     both = [pair for group in _same_samples(points) for pair in permutations(group, 2)]
     agree = [agreement(*pair, settings) for pair in both]
     best = [row for pair in both for row in over_optimisation(*pair, settings)]
-    shared = overlaps(points)
+    shared = overlaps(points, settings)
     trained = policies(points, settings, measure) if any(runs.judged(point) for point in points) else []
     figures = {"over_optimisation": _draw(best)} if best else {}
     beside = [
@@ -42,7 +44,7 @@ def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:
         Beside(
             f"{row['strategy']} by {row['reward_model']}, n = {row['n']}, {measure}",
             "the same trend with Skywork as with ArmoRM",
-            f"{output.told(row)} against {row['baseline']}, seeds {row['seeds']}",
+            lines.policy(row),
         )
         for row in trained
     ]
@@ -92,18 +94,22 @@ def over_optimisation(selecting: Point, gold: Point, settings: Settings) -> list
     ]
 
 
-def overlaps(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """A row for two reward models and a strategy: the share of prompts with the same pair."""
+def overlaps(points: Sequence[Point], settings: Settings) -> list[dict[str, Any]]:
+    """A row for two reward models and a strategy: the share of prompts with the same pair, of those where both have
+    one, with its interval over prompts."""
     rows: list[dict[str, Any]] = []
     selected = [point for point in points if point.part("pairs")]
     for (strategy, n, seed), group in runs.grouped(selected, lambda one: (one.strategy, one.n, one.seed)).items():
         named = runs.grouped(group, _name)
         for first, second in permutations(named, 2):
             if first < second:
-                pairs = np.stack([runs.pair_picks(named[name][0]) for name in (first, second)])
-                share = float(pair_overlap(pairs)[0, 1])
+                pairs = [runs.pair_picks(named[name][0]) for name in (first, second)]
+                both = (np.stack(pairs) != NONE).all(axis=(0, 1))
+                same = np.where(both, (pairs[0] == pairs[1]).all(axis=0), np.nan)
+                found = runs.interval(same, settings)
                 names = {"first": first, "second": second, "strategy": strategy, "n": n, "seed": seed}
-                rows.append({**names, "same_pair": share})
+                share = {"same_pair": found["mean"], "same_pair_low": found["low"], "same_pair_high": found["high"]}
+                rows.append({**names, **share, "prompts": found["prompts"]})
     return rows
 
 
@@ -116,7 +122,8 @@ def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[
             "strategy": strategy,
             "n": n,
             "judge": runs.judged(group[0])["judge_key"],
-            **runs.effect(group, runs.measured(group, measure), measure, settings),
+            **runs.effect(runs.group(group, measure), settings),
+            **runs.at_equal_length(group, measure, settings),
         }
         for (model, strategy, n), group in groups.items()
     ]

@@ -29,7 +29,7 @@ def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:  
         rewards = runs.scored(point).rewards
         names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.seed}
         for shape in shape_by_n(rewards, ladder(point.n), settings.resamples, settings.seed):
-            shapes.append({**names, "prompts": len(rewards), **flat(shape)})
+            shapes.append({**names, **flat(shape)})
         observed, predicted = ranked_z(rewards)
         for rank, (z, expected) in enumerate(zip(observed.T, predicted, strict=True), 1):
             ranks.append({**names, "n": point.n, "rank": rank, "predicted": expected, **runs.interval(z, settings)})
@@ -40,11 +40,11 @@ def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:  
 
 
 def flat(shape: Shape) -> dict[str, float]:
-    """A shape as columns: an interval is its mean under its own name, and low and high."""
+    """A shape as columns: an interval is its mean under its own name, and low, high, and the prompts that it is of."""
     row: dict[str, float] = {}
     for name, value in vars(shape).items():
-        whole = isinstance(value, Interval)
-        row |= {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high} if whole else {name: value}
+        ends = {"": "mean", "_low": "low", "_high": "high", "_prompts": "n"} if isinstance(value, Interval) else {}
+        row |= {f"{name}{end}": getattr(value, of) for end, of in ends.items()} if ends else {name: value}
     return row
 
 
@@ -61,7 +61,7 @@ def _beside(row: dict[str, Any]) -> Beside:
     found = (
         f"{shapiro} by Shapiro-Wilk, {lilliefors} by Lilliefors, in a normal pool {1 - ALPHA:.0%}; skew {skew}, excess "
         f"kurtosis {kurtosis}; below -2 sd {row['below']:.1%} of the rewards, above {row['above']:.1%}, in a normal "
-        f"pool {row['normal_tail']:.1%} each; {row['prompts']} prompts, seed {row['seed']}"
+        f"pool {row['normal_tail']:.1%} each; {row['shapiro_prompts']} prompts, seed {row['seed']}"
     )
     what = f"a prompt's {row['n']} rewards look normal ({row['reward_model']})"
     return Beside(what, "approximately normal, N(mu, sigma^2) for each prompt", found)

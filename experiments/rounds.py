@@ -12,26 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from experiments import output, runs
+from experiments import lines, output, runs
 from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
 
 
-def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:
+def study(points: Sequence[Point], settings: Settings, measure: str | None) -> Found:
     """A row for each run and round, and the last policies by their number of rounds."""
+    measure = measure or runs.measure_of(points)
     turns = [row for point in runs.having(points, "rewards") for row in by_round(point, settings)]
     trained = policies(points, settings, measure) if any(runs.judged(point) for point in points) else []
     beside = [
         Beside(
             f"{row['strategy']}, {row['rounds']} rounds, {measure}",
             "one round only",
-            f"{output.told(row)} against {row['baseline']}"
-            + (
-                f"; than one round {output.told(row, 'than_one_')}, p {row['than_one_p']:.3f}"
-                if "than_one_p" in row
-                else ""
-            )
-            + f"; seeds {row['seeds']}",
+            lines.policy(row)
+            + (f"; than one round {lines.difference(row, 'than_one_')}" if "than_one_p" in row else ""),
         )
         for row in trained
     ]
@@ -62,19 +58,20 @@ def by_round(point: Point, settings: Settings) -> list[dict[str, Any]]:
 def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
     """A row for each strategy and number of rounds: what the last policy is worth, and how far from one round."""
     groups = runs.grouped(runs.having(points, "evaluation"), lambda one: (one.strategy, one.config["rounds"]))
-    values = {label: runs.measured(group, measure) for label, group in groups.items()}
+    of = {label: runs.group(own, measure) for label, own in groups.items()}
     rows: list[dict[str, Any]] = []
-    for (strategy, rounds), own in sorted(values.items()):
-        one = values.get((strategy, 1)) if rounds > 1 else None
+    for (strategy, rounds), own in sorted(of.items()):
+        one = of.get((strategy, 1)) if rounds > 1 else None
         rows.append(
             {
                 "strategy": strategy,
                 "rounds": rounds,
-                **runs.effect(groups[strategy, rounds], own, measure, settings),
+                **runs.effect(own, settings),
+                **runs.at_equal_length(own.points, measure, settings),
                 **({} if one is None else runs.against(own, one, settings, "than_one_")),
             }
         )
-    return rows
+    return runs.with_holm(rows, "than_one_")
 
 
 def _draw(turns: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]], measure: str) -> Any:

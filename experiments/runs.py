@@ -1,23 +1,25 @@
-"""The runs in the folders of runs and sweeps; what a run is worth is read by `sweetspot.report.runs`."""
+"""The runs in the folders of runs and sweeps; what they are worth is read by `sweetspot.report`: `runs`, `groups` of
+seeds, and their win rate at equal `length`."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from sweetspot.report.groups import Group, against, effect, group, settings_of, with_holm
+from sweetspot.report.length import at_equal_length
 from sweetspot.report.runs import (
     LEVEL,
+    START,
     Point,
     Settings,
-    against,
     baseline,
     changes,
-    effect,
     grouped,
     having,
     history,
     interval,
     judged,
-    measured,
+    measure_of,
     pair_picks,
     pools,
     prompt_ids,
@@ -29,25 +31,31 @@ from sweetspot.sweep import folder as sweeps
 
 __all__ = [
     "LEVEL",
+    "START",
+    "Group",
     "Point",
     "Settings",
     "against",
+    "at_equal_length",
     "baseline",
     "changes",
     "effect",
+    "group",
     "grouped",
     "having",
     "history",
     "interval",
     "judged",
-    "measured",
+    "measure_of",
     "pair_picks",
     "pools",
     "prompt_ids",
     "read",
     "scored",
     "seeds",
+    "settings_of",
     "tokens",
+    "with_holm",
 ]
 
 

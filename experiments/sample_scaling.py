@@ -6,8 +6,8 @@
 
 The selection half needs one pool: what n samples would give is estimated over all subsets of n of it, unbiased, with
 bands from a bootstrap over prompts. The trained half compares policies of the same n on the held-out prompts: with
-the start, and scalable with max-min. Both judges are shown: where the selecting reward rises with n and the judge's
-does not, the policy over-optimises.
+the start, and scalable with max-min. Beside the judge stands the selecting reward model, where the evaluation scored by
+both: where the selecting reward rises with n and the judge's does not, the policy over-optimises.
 """
 
 from collections.abc import Sequence
@@ -15,83 +15,106 @@ from typing import Any
 
 import numpy as np
 
-from experiments import output, runs
+from experiments import lines, output, runs
 from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
 from sweetspot.distribution import Curve
 from sweetspot.report.effects import by_n
 
 STRATEGIES = {"max_min": "min", "scalable": "min_of_5", "mu_minus_2sigma": "mu-2sigma"}  # their rejected positions
-REPORTED = {  # AlpacaEval 2 LC of Llama-3-8B-Instruct, read off a figure of the paper but for 400 (its table)
-    "(max, min)": {5: 45, 50: 43, 100: 42, 200: 41, 400: 42.0},
-    "(max, min_of_5)": {5: 45, 50: 47, 100: 48, 200: 49, 400: 49.1},
+CONVENTION = "(max, min)"
+PAPER_N = (5, 20, 50, 100, 200, 400)
+CURVES = {  # AlpacaEval 2 LC of Llama-3-8B-Instruct by n, read off a figure of the paper: one recipe
+    CONVENTION: {5: 45, 50: 43, 100: 42, 200: 41},
+    "(max, min_of_5)": {5: 45, 50: 47, 100: 48, 200: 49},
 }
+TABLE = {(CONVENTION, 400): 42.0, ("(max, min_of_5)", 400): 49.1}  # the same, of its table
+SIMPO = 48.2  # of its table, max-min at n = 5 by SimPO's recipe: not to be compared with the curves
 
 
-def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:
+def study(points: Sequence[Point], settings: Settings, measure: str | None) -> Found:
     """The selection half of each pool, and the trained half where policies were judged."""
+    measure = measure or runs.measure_of(points)
     positions = ("max", *STRATEGIES.values(), "random")
     selection = [row for point in runs.pools(points) for row in by_n(point, positions, settings)]
     evaluated = any(runs.judged(point) for point in points)
     trained = policies(points, settings, measure) if evaluated else []
-    lines = [*_selected(selection), *_trained(trained, measure)]
+    beside = [*_selected(selection), *_trained(trained, measure)]
     tables = {"selection_by_n": selection, "trained_by_n": trained}
-    return Found(tables, {"sample_scaling": _draw(selection, trained, measure)}, lines)
+    return Found(tables, {"sample_scaling": _draw(selection, trained, measure)}, beside)
 
 
 def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
-    """A row for each strategy and n: what its policy is worth, and the paired difference from max-min of the same n.
-
-    `selecting` is the selecting reward model's change of mean reward, where the evaluation measured it.
-    """
+    """A row for each strategy and n: what its policy is worth, the paired difference from max-min of the same n, and
+    what the selecting reward model says (`selecting`)."""
     groups = runs.grouped(runs.having(points, "evaluation"), lambda point: (point.n, point.strategy))
-    values = {label: runs.measured(group, measure) for label, group in groups.items()}
+    of = {label: runs.group(own, measure) for label, own in groups.items()}
     rows: list[dict[str, Any]] = []
-    for (n, strategy), own in sorted(values.items()):
-        convention = values.get((n, "(max, min)"))
-        told = [
-            judge["difference"]
-            for point in groups[n, strategy]
-            for judge in runs.judged(point).get("judges", [])
-            if judge["role"] == "selecting"
-        ]
-        compared = {} if convention is None else runs.against(own, convention, settings, "than_max_min_")
+    for (n, strategy), own in sorted(of.items()):
+        convention = of.get((n, CONVENTION)) if strategy != CONVENTION else None
         rows.append(
             {
                 "n": n,
                 "strategy": strategy,
-                **runs.effect(groups[n, strategy], own, measure, settings),
-                "selecting": float(np.mean(told)) if told else None,
-                **compared,
+                **runs.effect(own, settings),
+                **runs.at_equal_length(own.points, measure, settings),
+                **selecting(own.points),
+                **({} if convention is None else runs.against(own, convention, settings, "than_max_min_")),
             }
         )
-    return rows
+    return runs.with_holm(rows, "than_max_min_")
+
+
+def selecting(points: Sequence[Point]) -> dict[str, float]:
+    """The selecting reward model's change of mean reward from start to policy, over the seeds, where all evaluations
+    measured it; {} else.
+
+    The store has the judge's rewards prompt by prompt and of this one the mean and interval alone, of each run. So the
+    limits are means of those of the seeds: with one seed its own, with several wider than need be.
+    """
+    of = [one for point in points for one in runs.judged(point).get("judges", []) if one["role"] == "selecting"]
+    if len(of) < len(points) or any(one[end] is None for one in of for end in ("low", "high")):
+        return {}
+    columns = {"selecting": "difference", "selecting_low": "low", "selecting_high": "high"}
+    return {column: float(np.mean([one[name] for one in of])) for column, name in columns.items()}
 
 
 def _selected(rows: Sequence[dict[str, Any]]) -> list[Beside]:
     at = {(row["reward_model"], row["seed"], row["position"], row["n"]): row for row in rows}
-    lines: list[Beside] = []
+    told: list[Beside] = []
     for (model, seed, position, n), row in at.items():
-        if position in ("min", "min_of_5") and n in (5, 20, 50, 200, 400):
+        if position in ("min", "min_of_5") and n in PAPER_N:
             normal = at[model, seed, "max", n]["normal_z"] - row["normal_z"]
             band = (
                 f"95%: {row['margin_z_low']:.2f} to {row['margin_z_high']:.2f}; {row['prompts']} prompts, seed {seed}"
             )
             found = f"{row['margin_z_mean']:.2f} sd ({band}), in a normal pool {normal:.2f}"
-            lines.append(Beside(f"max less {position} at n = {n} ({model})", output.UNKNOWN, found))
-    return lines
+            told.append(Beside(f"max less {position} at n = {n} ({model})", output.UNKNOWN, found))
+    return told
 
 
 def _trained(rows: Sequence[dict[str, Any]], measure: str) -> list[Beside]:
-    lines: list[Beside] = []
+    told: list[Beside] = []
     for row in rows:
-        paper = REPORTED.get(row["strategy"], {}).get(row["n"])
-        reported = output.UNKNOWN if paper is None else f"{paper} LC (start 26.0)"
-        found = f"{output.told(row)} against {row['baseline']}, seeds {row['seeds']}"
-        if "than_max_min_p" in row and row["strategy"] != "(max, min)":
-            found += f"; than max-min {output.told(row, 'than_max_min_')}, p {row['than_max_min_p']:.3f}"
-        lines.append(Beside(f"{row['strategy']} at n = {row['n']}, {measure}", reported, found))
-    return lines
+        found = lines.policy(row)
+        if "selecting" in row:
+            found += f"; by the selecting reward model {output.interval_of(row, 'selecting')}"
+        if "than_max_min_p" in row:
+            found += f"; than max-min {lines.difference(row, 'than_max_min_')}"
+        told.append(
+            Beside(f"{row['strategy']} at n = {row['n']}, {measure}", reported(row["strategy"], row["n"]), found)
+        )
+    return told
+
+
+def reported(strategy: str, n: int) -> str:
+    """What the paper tells of a strategy's policy at n."""
+    if (strategy, n) in TABLE:
+        return f"{TABLE[strategy, n]} LC (start 26.0)"
+    if n not in CURVES.get(strategy, {}):
+        return output.UNKNOWN
+    other = f"; by SimPO's recipe {SIMPO}" if (strategy, n) == (CONVENTION, 5) else ""
+    return f"{CURVES[strategy][n]} LC, read off a figure{other} (start 26.0)"
 
 
 def _draw(selection: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]], measure: str) -> Any:

@@ -4,9 +4,11 @@
     python -m experiments.training_dynamics runs/latest
 
 The held-out loss is that of pairs of prompts that are not trained on, by the same strategy. Likelihood displacement:
-the log-probability of the chosen response falls too, though training prefers it (Razin et al. 2024, 2410.08847).
+the log-probability of the chosen response falls too, though training prefers it (Razin et al. 2024, 2410.08847). It is
+measured from the reference, as the reward of a pair is: log pi - log pi_ref of its responses.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +17,14 @@ import numpy as np
 from experiments import output, runs
 from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
+from sweetspot.dpo import REFERENCE_FREE
 from sweetspot.report.figures import moving_mean, smoothing_window
+from sweetspot.statistics import ALPHA
 
 CURVES = ("loss", "rewards/margin", "rewards/accuracy", "logps/chosen", "logps/rejected")
+SHIFTS = {"chosen_shift": "rewards/chosen", "rejected_shift": "rewards/rejected"}
+ENDS = (*CURVES, "held_out/loss", *SHIFTS)
+KIND = ("model", "strategy", "n", "loss_name", "beta", "gamma")  # of runs that differ in their seed alone
 REPORTED = {
     "(max, min)": "lowest loss, overfits",
     "(max, mu-2sigma)": "in between, generalises best",
@@ -26,19 +33,32 @@ REPORTED = {
 
 
 def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:  # noqa: ARG001
-    """The curves of every run, and where they begin and end."""
+    """The curves of every run, where they end, and the mean of those ends over seeds.
+
+    Raises:
+        ValueError: one line, where runs of one seed differ in more than the columns of KIND.
+    """
     trained = runs.having(points, "policy")
-    curves = [{**_names(point), **row} for point in trained for row in columns(runs.history(point))]
-    ends = [{**_names(point), **summary(runs.history(point), point)} for point in trained]
+    histories = [(_names(point), point, runs.history(point)) for point in trained]
+    curves = [{**names, **row} for names, _, history in histories for row in columns(history)]
+    ends = [{**names, **summary(history, point)} for names, point, history in histories]
+    means = over_seeds(ends)
     beside = [
         Beside(f"{row['strategy']}, n = {row['n']}", REPORTED.get(row["strategy"], output.UNKNOWN), _told(row))
-        for row in ends
+        for row in means
     ]
-    return Found({"curves": curves, "ends": ends}, {"training_dynamics": _draw(curves)}, beside)
+    tables = {"curves": curves, "ends": ends, "ends_over_seeds": means}
+    return Found(tables, {"training_dynamics": _draw(curves)}, beside)
 
 
 def _names(point: Point) -> dict[str, Any]:
-    return {"strategy": point.strategy, "n": point.n, "loss_name": point.config["dpo"]["loss"], "seed": point.seed}
+    model, dpo = point.config["model"]["name"], point.config["dpo"]
+    loss = {"loss_name": dpo["loss"], "beta": dpo["beta"], "gamma": dpo["gamma"]}
+    return {"model": model, "strategy": point.strategy, "n": point.n, **loss, "seed": point.seed}
+
+
+def _kind(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in KIND)
 
 
 def columns(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -48,55 +68,95 @@ def columns(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def summary(history: Sequence[Mapping[str, Any]], point: Point) -> dict[str, Any]:
-    """Where the curve ends: means over its last epoch, the held-out loss, and the displacement over the epochs.
+    """Where the curve ends: means over the pairs of its last epoch, the last held-out loss, and the displacement.
 
-    chosen_shift, rejected_shift: the change of the mean log-probability of the trained pairs from the first epoch to
-    the last, nats; None with one epoch. Both epochs see the same pairs.
+    A row of the history is a mean over the pairs of its step. All steps have `dpo.batch_size` pairs but the last of an
+    epoch, which has what is left of the pairs, so that a mean over pairs is exact.
+
+    chosen_shift, rejected_shift: the mean of log pi - log pi_ref over the trained pairs, nats a response, exact but for
+    when it is taken: an epoch measures each pair once, before the step that trains on it, and so the mean is one of
+    policies along the last epoch (the only one of an `epochs` of 1, which begins at 0), and lies nearer to 0 than that
+    of the finished policy. An unchanged policy gives 0 where the reference is its start. None for a loss without a
+    reference.
     """
-    last = [row for row in history if row["epoch"] > point.config["dpo"]["epochs"] - 1]
-    first = [row for row in history if row["epoch"] <= 1]
-    several = point.config["dpo"]["epochs"] > 1
+    dpo, pairs = point.config["dpo"], point.part("policy")["pairs"]
+    steps = math.ceil(pairs / dpo["batch_size"])  # of an epoch
+    weights = [*[dpo["batch_size"]] * (steps - 1), pairs - dpo["batch_size"] * (steps - 1)]
 
-    def shift(side: str) -> float | None:
-        return _mean(last, f"logps/{side}") - _mean(first, f"logps/{side}") if several else None
+    def mean(name: str) -> float:
+        return float(np.average([row[name] for row in history[-steps:]], weights=weights))
 
     held_out = [row["held_out/loss"] for row in history if row.get("held_out/loss") is not None]
+    free = dpo["loss"] in REFERENCE_FREE
     return {
         "steps": len(history),
-        "pairs": point.part("policy")["pairs"],
+        "pairs": pairs,
         "held_out_pairs": point.part("policy")["held_out"],
-        **{name: _mean(last, name) for name in CURVES},
+        **{name: mean(name) for name in CURVES},
         "held_out/loss": held_out[-1] if held_out else None,
-        "chosen_shift": shift("chosen"),
-        "rejected_shift": shift("rejected"),
+        **{name: None if free else mean(reward) / dpo["beta"] for name, reward in SHIFTS.items()},
     }
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
-    return float(np.mean([row[name] for row in rows]))
+def over_seeds(ends: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for the runs that differ in their seed alone: the mean of each end.
+
+    Of several runs also the sd over them and the 95% interval of the mean over seeds, on these prompts, by Student's t:
+    `_sd`, `_low` and `_high`. `steps`, `pairs` and `held_out_pairs` are those of all runs together.
+    """
+    from scipy import stats
+
+    rows: list[dict[str, Any]] = []
+    for kind, group in runs.grouped(ends, _kind).items():
+        seeds = sorted(row["seed"] for row in group)
+        told = ", ".join(map(str, seeds))
+        if len({*seeds}) < len(seeds):
+            raise ValueError(
+                f"runs that are averaged must differ in their seed alone, got {kind[1]}, n = {kind[2]}, seeds {told}: "
+                "read other settings apart"
+            )
+        counts = {name: sum(row[name] for row in group) for name in ("steps", "pairs", "held_out_pairs")}
+        found: dict[str, Any] = {**dict(zip(KIND, kind, strict=True)), "seeds": told, "runs": len(group), **counts}
+        for name in ENDS:
+            values = [row[name] for row in group if row[name] is not None]
+            found[name] = float(np.mean(values)) if values else None
+            if len(values) > 1:
+                sd = float(np.std(values, ddof=1))
+                reach = float(stats.t.ppf(1 - ALPHA / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+                found |= {f"{name}_sd": sd, f"{name}_low": found[name] - reach, f"{name}_high": found[name] + reach}
+        rows.append(found)
+    return rows
 
 
 def _told(row: Mapping[str, Any]) -> str:
-    held_out = "none" if row["held_out/loss"] is None else f"{row['held_out/loss']:.3f} ({row['held_out_pairs']} pairs)"
-    shift = "" if row["chosen_shift"] is None else f", chosen log-probability {row['chosen_shift']:+.2f} nats"
-    return (
-        f"last epoch: loss {row['loss']:.3f}, margin {row['rewards/margin']:.3f}, held-out loss {held_out}{shift}; "
-        f"{row['pairs']} pairs, {row['steps']} steps, seed {row['seed']}; one run, no interval"
-    )
+    def shown(name: str, form: str) -> str:
+        if f"{name}_low" not in row:
+            return format(row[name], form)
+        low, high = (format(row[f"{name}_{end}"], form) for end in ("low", "high"))
+        return f"{row[name]:{form}} (95%: {low} to {high}; sd {row[f'{name}_sd']:{form.lstrip('+')}})"
+
+    shifts = row["chosen_shift"] is not None
+    parts = [f"loss {shown('loss', '.3f')}", f"margin {shown('rewards/margin', '.3f')}"]
+    parts += [f"held-out loss {shown('held_out/loss', '.3f')}" if row["held_out/loss"] is not None else "none held out"]
+    parts += [f"chosen log-probability {shown('chosen_shift', '+.2f')} nats from the reference"] if shifts else []
+    counts = f"{row['pairs']} pairs, {row['held_out_pairs']} held out, {row['steps']} steps"
+    one, many = f", seed {row['seeds']}; one run, no interval", f" in all of {row['runs']} runs, seeds {row['seeds']}"
+    return f"last epoch: {', '.join(parts)}; {counts}{many if row['runs'] > 1 else one}"
 
 
 def _draw(curves: Sequence[Mapping[str, Any]]) -> Any:
     figure = output.figure(12, 6)
     *panels, legend = figure.subplots(2, 3).ravel()
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in curves:
-        if row["seed"] == curves[0]["seed"]:
-            groups.setdefault(f"{row['strategy']} n={row['n']} {row['loss_name']}", []).append(row)
+    of_runs = runs.grouped(curves, lambda row: (_kind(row), row["seed"]))
+    kinds = list(dict.fromkeys(kind for kind, _ in of_runs))
     for axes, name in zip(
         panels, ("loss", "held_out/loss", "rewards/margin", "logps/chosen", "logps/rejected"), strict=True
     ):
-        for number, (label, rows) in enumerate(groups.items()):
-            some = [row for row in rows if row[name] is not None]
+        told: set[int] = set()  # runs that differ in their seed have one colour and one line in the legend
+        for (kind, _), rows in of_runs.items():
+            number, some = kinds.index(kind), [row for row in rows if row[name] is not None]
+            label = "_" if number in told else f"{rows[0]['strategy']} n={rows[0]['n']} {rows[0]['loss_name']}"
+            told.add(number)
             values = np.array([row[name] for row in some], dtype=float)
             smooth = values if name.startswith("held_out") else moving_mean(values, smoothing_window(len(values)))
             colour, style = output.COLOURS[number % 7], ("-", "--", ":", "-.")[number // 7 % 4]

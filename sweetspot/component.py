@@ -136,6 +136,30 @@ def to_config(part: Any) -> dict[str, Any]:
     return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **of_code, **within(values, to_config)}
 
 
+def deciding(config: Any) -> Any:
+    """What of a config decides results: without the fields that change speed alone, of nested components too.
+
+    A class that is not of this package is not imported, and keeps all of its fields.
+    """
+    if not isinstance(config, Mapping):
+        return config
+    parts = cast("Mapping[str, Any]", config)
+    cls = _class_of_package(str(parts.get("_target_")))
+    return {name: deciding(part) for name, part in parts.items() if not _is_runtime(cls, name)}
+
+
+def _class_of_package(target: str) -> type | None:
+    """The class that a `_target_` names; None for another's, and for one that this version does not have."""
+    from hydra.utils import get_class
+
+    if target.partition(".")[0] != __name__.partition(".")[0]:
+        return None
+    try:
+        return get_class(target)
+    except (ImportError, ValueError, TypeError):
+        return None
+
+
 def build(config: Mapping[str, Any], at: str = "") -> Any:
     """The component that a config describes, nested `_target_`s first.
 

@@ -68,7 +68,11 @@ def of_samples(samples: Samples) -> dict[str, Any]:
 
 
 def of_rewards(rewards: Rewards, name: str) -> dict[str, Any]:
-    """Moments of the prompts' reward distributions, averaged over prompts, and the share that looks normal."""
+    """Moments of the prompts' reward distributions, averaged over prompts, and the share that looks normal.
+
+    normal_share_*_single: by each prompt's test alone. normal_share_*: the same adjusted over the prompts
+    (Benjamini-Hochberg).
+    """
     matrix = rewards.matrix()
     of = moments(matrix)
     looks = normality(matrix)
@@ -81,6 +85,8 @@ def of_rewards(rewards: Rewards, name: str) -> dict[str, Any]:
         "mean_sd": _mean(of.sd),
         "skew": _mean(of.skew),
         "kurtosis": _mean(of.kurtosis),
+        "normal_share_shapiro_single": looks.shapiro_share,
+        "normal_share_lilliefors_single": looks.lilliefors_share,
         "normal_share_shapiro": looks.shapiro_share_adjusted,
         "normal_share_lilliefors": looks.lilliefors_share_adjusted,
     }

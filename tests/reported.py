@@ -111,6 +111,7 @@ def _round(store: Path, turn: int, reach: int, n_prompts: int, n: int, texts: Se
     found["rewards"] = {"key": f"r{turn}", "folder": f"rewards/r{turn}", "reward_model": "embedded", "mean": -0.213}
     found["rewards"] |= {"tiles": ["t-00000"], "mean_sd": 0.81, "skew": -0.07, "kurtosis": None}
     found["rewards"] |= {"normal_share_shapiro": 0.94, "normal_share_lilliefors": 0.917}
+    found["rewards"] |= {"normal_share_shapiro_single": 0.88, "normal_share_lilliefors_single": 0.896}
     if reach == 1:
         return found
     found["pairs"] = _pairs(store, f"q{turn}", ("max", "mu-2sigma"), matrix, ids, messages, responses)

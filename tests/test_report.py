@@ -282,7 +282,8 @@ def test_the_summary_fits_80_columns_and_says_what_was_found(run_of: RunOf) -> N
         "192, 16 a prompt, 0.4% duplicates",
         "15.2 of 16 a prompt in effect, 3.1% near-duplicates",
         "42.3 tokens, 12% cut at the limit",
-        "look normal 94% of prompts by Shapiro, 92% by Lilliefors",
+        "look normal 88% of prompts by Shapiro, 90% by Lilliefors; 94% of prompts by Shapiro, 92% by Lilliefors, "
+        "adjusted over prompts (Benjamini-Hochberg)",
         "4 (same response 3, no margin 1)",
         "ignored 7 copies of earlier responses",
         "chosen +1.77, rejected −1.74",  # noqa: RUF001
@@ -314,6 +315,16 @@ def test_a_sampled_reference_is_told_with_its_error(run_of: RunOf) -> None:
     manifest["rounds"][0]["policy"]["reference_error"] = error
     path.write_text(json.dumps(manifest))
     assert "off by 0.250 nats a response (0.500 at most, of 64 compared)" in terminal(path, width=160)
+
+
+def test_an_older_manifest_has_the_adjusted_share_that_looks_normal_and_says_so(tmp_path: Path) -> None:
+    path = make_run(tmp_path, "score")
+    manifest = json.loads(path.read_text())
+    for test in ("shapiro", "lilliefors"):
+        del manifest["rounds"][0]["rewards"][f"normal_share_{test}_single"]
+    path.write_text(json.dumps(manifest))
+    flat = " ".join(terminal(path).split())
+    assert "look normal 94% of prompts by Shapiro, 92% by Lilliefors, adjusted over prompts (Benjamini" in flat
 
 
 @pytest.mark.parametrize("blank", [None, math.nan])

@@ -1,6 +1,7 @@
 """What the policies of several runs are worth beside the random baseline, and what fewer samples would give: rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -8,45 +9,42 @@ import numpy as np
 from sweetspot.distribution import Curve, curve, expected_position, mean_sd, moments, position_of_k
 from sweetspot.distribution.subsets import SUBSETS
 from sweetspot.report import runs
+from sweetspot.report.groups import against, effect, group, with_holm
 from sweetspot.report.rows import Scored
 from sweetspot.report.runs import Point, Settings
-from sweetspot.statistics import holm
 from sweetspot.strategy import POINTS, Position
 
 BASELINE = "random"
+THAN_RANDOM: Mapping[str, str] = MappingProxyType({BASELINE: "than_random_"})
 MOST_POSITIONS = 9  # in a figure of selection over n
 DRAWS = 50_000  # of random subsets over all prompts, for a position without a closed form
 
 
-def effects(points: Sequence[Point], measure: str, settings: Settings) -> list[dict[str, Any]]:
+def effects(
+    points: Sequence[Point], measure: str, settings: Settings, references: Mapping[str, str] = THAN_RANDOM
+) -> list[dict[str, Any]]:
     """A row a strategy: what its policy is worth, and its paired difference from the random pair's with a p-value, and
-    that adjusted over the strategies (Holm), where there is a random pair.
+    that adjusted over the pairs (Holm), where there is a random pair with a seed in common.
 
-    Of several seeds a prompt's figure is the mean over them, and `seed_sd` is the sd of the seeds' means.
+    Of several seeds a prompt's figure is the mean over them; that of a difference is over those that both have.
 
     Args:
         points: evaluated runs of one setting, which differ in strategy and seed alone.
         measure, settings: as for `runs.changes` and `runs.interval`.
+        references: strategies from which the others differ, and the prefix of their columns; each is a family of tests
+            of its own. The random pair is compared with none.
     """
-    groups = runs.grouped(points, lambda point: point.strategy)
-    values = {strategy: runs.measured(group, measure) for strategy, group in groups.items()}
+    of = {name: group(own, measure) for name, own in runs.grouped(points, lambda point: point.strategy).items()}
     rows: list[dict[str, Any]] = []
-    for strategy, group in groups.items():
-        means = [np.mean(list(runs.changes(point, measure).values())) for point in group]
-        baseline = values.get(BASELINE) if strategy != BASELINE else None
-        rows.append(
-            {
-                "strategy": strategy,
-                "chosen": group[0].positions[0],
-                "rejected": group[0].positions[1],
-                **runs.effect(group, values[strategy], measure, settings),
-                "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-                **({} if baseline is None else runs.against(values[strategy], baseline, settings, "than_random_")),
-            }
-        )
-    tested = [row for row in rows if "than_random_p" in row]
-    for row, p in zip(tested, holm([row["than_random_p"] for row in tested]), strict=True):
-        row["than_random_p_holm"] = float(p)
+    for strategy, own in of.items():
+        others = [] if strategy == BASELINE else [name for name in references if name in of and name != strategy]
+        names = dict(zip(("chosen", "rejected"), own.points[0].positions, strict=True))
+        row = {"strategy": strategy, **names, **effect(own, settings)}
+        for name in others:
+            row |= against(own, of[name], settings, references[name])
+        rows.append(row)
+    for prefix in references.values():
+        rows = with_holm(rows, prefix)
     return rows
 
 
@@ -61,10 +59,11 @@ def by_n(
     """A row for each position and n: reward and z of its response, and how far the best of n lies above it.
 
     What n samples would give is estimated over all subsets of n of the run's pool, unbiased, with bootstrap bands over
-    prompts. z is in the standard deviations of the whole pool. scored: the rewards, of some prompts; None = all.
+    prompts: those that have n finite rewards which are not all equal. z is in the standard deviations of the whole
+    pool. scored: the rewards, of some prompts; None = of all.
     """
     found, ks = scored or runs.scored(point), ladder(point.n)
-    names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.seed, "prompts": len(found.rewards)}
+    names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.seed}
     of, subsets = moments(found.rewards), max(4, min(SUBSETS, DRAWS // max(len(found.rewards), 1)))
     best = position_of_k(found.z, "max", ks)
     rows: list[dict[str, Any]] = []
@@ -78,7 +77,14 @@ def by_n(
         able = Position.parse(position).minimum_samples
         normal = [expected_position(position, k).z / mean_sd(point.n) if k >= max(able, 2) else np.nan for k in ks]
         rows += [
-            {**names, "position": position, "n": k, "normal_z": normal[at], **_columns(bands, at)}
+            {
+                **names,
+                "prompts": int(bands["z_"].prompts[at]),
+                "position": position,
+                "n": k,
+                "normal_z": normal[at],
+                **_columns(bands, at),
+            }
             for at, k in enumerate(ks)
         ]
     return rows

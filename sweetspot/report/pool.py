@@ -38,8 +38,9 @@ def curves(name: str, found: Mapping[str, Any], manifest: Mapping[str, Any], sco
         return None
     kept = spaced(len(scored.prompt_ids), MOST_PROMPTS).to_pylist()
     some = Scored([scored.prompt_ids[row] for row in kept], scored.rewards[kept], scored.z[kept])
-    figure = sweep_figures.by_n(name, by_n(point, positions([point]), SETTINGS, some))
-    return {"figure": figure, "n": point.n, "seed": point.seed, "prompts": len(kept)}
+    rows = by_n(point, positions([point]), SETTINGS, some)
+    prompts = max(row["prompts"] for row in rows)
+    return {"figure": sweep_figures.by_n(name, rows), "n": point.n, "seed": point.seed, "prompts": prompts}
 
 
 def of_sweep(pool: Point | None, every: Sequence[Point], texts: bool) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sweetspot.eval.ifeval import followed
 from sweetspot.report.rows import Scored, read_history, read_scored
 from sweetspot.schema import CHECKED, PAIRS, PROMPTS, SAMPLES, SCORES
 from sweetspot.stages.pool import served
-from sweetspot.statistics import bootstrap_mean, sign_flip_p
+from sweetspot.statistics import bootstrap_mean
 from sweetspot.store import read_tile
 from sweetspot.strategy import PositionPair
 
@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 Each = TypeVar("Each")
 PAIR = f"{PositionPair.__module__}.{PositionPair.__qualname__}"
 LEVEL = {"reward": 0.0, "win_rate": 50.0, "instructions": 0.0}  # of a policy that answers as well as its baseline
+START = "the start"  # the baseline of an evaluation without one of its own
 JUDGED = ("held_out", "alpaca_eval_2", "arena_hard")  # evaluations that have a preference for every prompt
 
 
@@ -155,12 +156,22 @@ def judged(point: Point) -> Mapping[str, Any]:
     return next((one for one in point.manifest["evaluations"] if one["kind"] in JUDGED), {})
 
 
+def evaluation(point: Point, measure: str) -> Mapping[str, Any]:
+    """The evaluation that the measure is of; empty where there is none."""
+    if measure != "instructions":
+        return judged(point)
+    return next((one for one in point.manifest["evaluations"] if one["kind"] == "ifeval"), {})
+
+
+def measure_of(points: Sequence[Point]) -> str:
+    """The measure that all runs have: "reward" where every judge gives rewards, else "win_rate"."""
+    return "reward" if all(one["kind"] == "held_out" for point in points if (one := judged(point))) else "win_rate"
+
+
 def baseline(point: Point, measure: str) -> str:
     """What a policy was compared with: the start, or the model whose answers a benchmark brings along."""
-    if measure == "instructions":
-        return "the start"
-    found = judged(point)
-    return "the start" if found["kind"] == "held_out" else found["baseline"]
+    found = evaluation(point, measure)
+    return found["baseline"] if found["kind"] in ("alpaca_eval_2", "arena_hard") else START
 
 
 def changes(point: Point, measure: str) -> dict[str, float]:
@@ -189,8 +200,8 @@ def changes(point: Point, measure: str) -> dict[str, float]:
 
 
 def _instructions(point: Point) -> dict[str, float]:
-    found = next((one for one in point.manifest["evaluations"] if one["kind"] == "ifeval"), None)
-    if found is None:
+    found = evaluation(point, "instructions")
+    if not found:
         raise ValueError(f"measure must be reward or win_rate without eval=ifeval, got instructions for {point.folder}")
     if "start_path" not in found:
         raise ValueError(
@@ -200,26 +211,6 @@ def _instructions(point: Point) -> dict[str, float]:
     own, start = (read_tile(point.store / found[name], CHECKED)[0] for name in ("path", "start_path"))
     gain = 100 * (followed(own) - followed(start))
     return dict(zip(sorted(own["prompt_id"].to_pylist()), gain.tolist(), strict=True))
-
-
-def measured(points: Sequence[Point], measure: str) -> Floats:
-    """The mean of `changes` over runs that differ in their seed, in the order of the prompts' ids [prompts].
-
-    Raises:
-        ValueError: one line, when they differ in more than their seed, or were not judged on the same prompts.
-    """
-    if len({point.seed for point in points}) < len(points):
-        which = f"{points[0].strategy}, n = {points[0].n}, seeds {', '.join(str(point.seed) for point in points)}"
-        raise ValueError(
-            f"runs that are averaged must differ in their seed alone, got {which}: read other settings apart"
-        )
-    found = [changes(point, measure) for point in points]
-    names = sorted(found[0])
-    if any(sorted(one) != names for one in found):
-        raise ValueError(
-            f"runs that are compared must be judged on the same prompts, got others for {points[0].strategy}"
-        )
-    return np.mean([[one[name] for name in names] for one in found], axis=0)
 
 
 def grouped(points: Sequence[Each], label: Callable[[Each], Any]) -> dict[Any, list[Each]]:
@@ -239,19 +230,6 @@ def interval(values: Floats, settings: Settings, prefix: str = "") -> dict[str, 
         f"{prefix}high": found.high,
         f"{prefix}prompts": found.n,
     }
-
-
-def against(values: Floats, baseline: Floats, settings: Settings, prefix: str) -> dict[str, float]:
-    """The paired difference of two policies: mean, interval, prompts, and the p-value of random signs."""
-    difference = values - baseline
-    p = sign_flip_p(difference, settings.resamples, settings.seed)
-    return {**interval(difference, settings, prefix), f"{prefix}p": p}
-
-
-def effect(points: Sequence[Point], values: Floats, measure: str, settings: Settings) -> dict[str, Any]:
-    """What runs that differ in their seed are worth, as columns: the measure, against whom, the seeds, the interval."""
-    names = {"measure": measure, "baseline": baseline(points[0], measure), "seeds": seeds(points)}
-    return {**names, **interval(values, settings)}
 
 
 def seeds(points: Sequence[Point]) -> str:

@@ -105,12 +105,22 @@ def _samples(found: Facts, _: Facts) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _rewards(found: Facts, _: Facts) -> tuple[str, list[tuple[str, str]]]:
-    shares = [percent(found[f"normal_share_{test}"]) for test in ("shapiro", "lilliefors")]
     return f"rewards by {found['reward_model']}", [
         ("mean", f"{signed(found['mean'])}, sd within a prompt {number(found['mean_sd'])}"),
         ("shape", f"skew {in_sd(found['skew'])}, excess kurtosis {in_sd(found['kurtosis'])}"),
-        ("look normal", f"{shares[0]} of prompts by Shapiro, {shares[1]} by Lilliefors"),
+        ("look normal", _look_normal(found)),
     ]
+
+
+def _look_normal(found: Facts) -> str:
+    """By each prompt's test, as the study of normality tells it, and adjusted; an older manifest lacks the former."""
+
+    def shares(end: str) -> str:
+        shapiro, lilliefors = (percent(found[f"normal_share_{test}{end}"]) for test in ("shapiro", "lilliefors"))
+        return f"{shapiro} of prompts by Shapiro, {lilliefors} by Lilliefors"
+
+    adjusted = f"{shares('')}, adjusted over prompts (Benjamini-Hochberg)"
+    return f"{shares('_single')}; {adjusted}" if "normal_share_shapiro_single" in found else adjusted
 
 
 def _pairs(found: Facts, _: Facts) -> tuple[str, list[tuple[str, str]]]:

@@ -76,11 +76,11 @@ def facts(sweep: Swept, jobs: Sequence[Job]) -> Row:
     settings = _settings(jobs)
     of_setting = {Path(job.name): setting for job, setting in zip(jobs, settings, strict=True)}
     points = [Point(Path(job.name), job.manifest) for job in jobs if job.manifest and _readable(job.manifest)]
-    measure = _measure(points)
-    groups = runs.grouped(_evaluated(points), lambda point: (of_setting[point.folder], _prompts(point, measure)))
-    worth = {setting: effects(group, measure, SETTINGS) for (setting, _), group in groups.items()}
-    rows = [
-        {**row, "setting": setting, "n": group[0].n} for (setting, _), group in groups.items() for row in worth[setting]
+    measure = runs.measure_of(points)
+    rows: list[Row] = [
+        {**row, "setting": setting, "n": group[0].n}
+        for setting, group in _comparable(points, measure, of_setting).items()
+        for row in effects(group, measure, SETTINGS)
     ]
     return {
         "sweep": sweep,
@@ -116,8 +116,9 @@ def _figures(rows: Sequence[Row], points: Sequence[Point], measure: str, of: Map
             for number, (setting, own) in enumerate(grids.items(), 1)
         ],
         "by_n": [
-            (point, figures.by_n(f"pool{number}", by_n(point, positions(points), SETTINGS)))
+            (point, max(row["prompts"] for row in curves), figures.by_n(f"pool{number}", curves))
             for number, point in enumerate(_largest_pools(points), 1)
+            if (curves := by_n(point, positions(points), SETTINGS))
         ],
         "trained": figures.trained("trained", rows, measure) if len({row["n"] for row in rows}) > 1 else None,
         "training": figures.dynamics("training", lines) if lines else None,
@@ -186,12 +187,19 @@ def _names(jobs: Sequence[Job]) -> list[str]:
     return [name or job.name for name, job in zip(own, jobs, strict=True)]
 
 
-def _measure(points: Sequence[Point]) -> str:
-    return "reward" if all(one["kind"] == "held_out" for point in points if (one := runs.judged(point))) else "win_rate"
-
-
 def _evaluated(points: Sequence[Point]) -> list[Point]:
     return runs.having(points, "evaluation") if any(runs.judged(point) for point in points) else []
+
+
+def _comparable(points: Sequence[Point], measure: str, of: Mapping[Path, str]) -> dict[str, list[Point]]:
+    """The evaluated runs by their setting; those that were judged on other prompts of the same setting stand apart."""
+    groups = runs.grouped(_evaluated(points), lambda point: (of[point.folder], _prompts(point, measure)))
+    named: dict[str, list[Point]] = {}
+    for setting, prompts in groups:
+        sets = [one for other, one in groups if other == setting]
+        more = f"prompts={sets.index(prompts) + 1}" if len(sets) > 1 else ""
+        named[f"{setting} {more}".strip()] = groups[setting, prompts]
+    return named
 
 
 def _prompts(point: Point, measure: str) -> tuple[str, ...]:
