@@ -20,7 +20,7 @@ from experiments.runs import Point, Settings
 Z = 1.959964  # of a 95% interval
 
 
-def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:  # noqa: ARG001
+def study(points: Sequence[Point], settings: Settings, measure: str | None) -> Found:  # noqa: ARG001
     """Every policy and task beside the start."""
     rows = [row for point in points for row in by_task(point)]
     if not rows:

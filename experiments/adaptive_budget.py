@@ -25,7 +25,7 @@ from sweetspot.sampler import Sampler
 from sweetspot.strategy import Floats
 
 
-def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:  # noqa: ARG001
+def study(points: Sequence[Point], settings: Settings, measure: str | None) -> Found:  # noqa: ARG001
     """Every adaptive run beside the largest uniform run on its pool.
 
     Raises:

@@ -21,7 +21,7 @@ from sweetspot.report.effects import ladder
 from sweetspot.statistics import ALPHA, Interval
 
 
-def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:  # noqa: ARG001
+def study(points: Sequence[Point], settings: Settings, measure: str | None) -> Found:  # noqa: ARG001
     """The shape of each pool's rewards."""
     shapes: list[dict[str, Any]] = []
     ranks: list[dict[str, Any]] = []

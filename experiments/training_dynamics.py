@@ -32,7 +32,7 @@ REPORTED = {
 }
 
 
-def study(points: Sequence[Point], settings: Settings, measure: str) -> Found:  # noqa: ARG001
+def study(points: Sequence[Point], settings: Settings, measure: str | None) -> Found:  # noqa: ARG001
     """The curves of every run, where they end, and the mean of those ends over seeds.
 
     Raises:
