@@ -29,6 +29,7 @@ from experiments import (
     academic,
     adaptive_budget,
     extended_positions,
+    kept,
     loss_swap,
     min_of_k,
     output,
@@ -319,6 +320,21 @@ def test_a_study_is_a_command_that_reads_a_sweep_and_tells_what_is_missing(grid:
     assert nothing.stderr == f"error: a study reads folders with a manifest.json or a jobs.json, got {place}\n"
 
 
+def test_a_kept_store_gives_the_same_tables_and_makes_no_pool_or_policy(grid: list[Point], tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    assert kept.keep(grid[:2], folder) > kept.keep(grid[:2], folder) == 0
+    assert not [*folder.rglob("*.safetensors"), *folder.rglob("tokenizer.json")]
+    scores = [row for path in folder.glob("scores/*/*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert {row["response"] for row in scores} == {row["baseline"] for row in scores} == {""}
+    first = study.swept("pair_grid")["strategy"][:2]
+    points = [["experiment=pair_grid", "size=tiny", f"strategy={one}", f"store={folder}"] for one in first]
+    again, missing = runs.read([study.sweep("again", points)])
+    assert not missing
+    made = {stage["name"] for point in again for stage in point.manifest["stages"] if stage["made"]}
+    assert made <= {"prepare", "reference"}
+    assert pair_grid.study(again, SETTINGS, "reward").tables == pair_grid.study(grid[:2], SETTINGS, "reward").tables
+
+
 def test_a_result_is_held_against_an_earlier_one_row_by_row(grid: list[Point], tmp_path: Path) -> None:
     found = pair_grid.study(grid, SETTINGS, "reward")
     output.write(found, grid, tmp_path)
@@ -338,7 +354,7 @@ def test_a_result_is_held_against_an_earlier_one_row_by_row(grid: list[Point], t
     rows[1] |= {"low": 98.0, "high": 99.0}
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pair_grid.parquet")
     told = repeated(three, tmp_path)
-    assert told[0].startswith(f"pair_grid: 3 of 22 rows are there, {count - 1} of {count} figures")
+    assert told[0].startswith(f"pair_grid: 3 of 22 rows are there, {count - 1} of {count + 2} figures")
     (outside,) = [line for line in told if line.startswith("  outside: ")]
     assert f" {rows[1]['strategy']} " in outside
     assert outside.endswith(" mean")
