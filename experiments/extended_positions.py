@@ -26,7 +26,7 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
     """Where the far positions lie in each pool, and what policies of them are worth beside (max, min)."""
     measure = measure or runs.measure_of(points)
     lie = [row for point in runs.pools(points) for row in far(point, settings)]
-    trained = policies(points, settings, measure) if any(runs.judged(point) for point in points) else []
+    trained = policies(points, settings, measure) if any(runs.evaluation(point, measure) for point in points) else []
     beside = [
         Beside(
             f"{row['position']} is the {row['extreme']} (n = {row['n']})",
@@ -79,7 +79,7 @@ def far(point: Point, settings: Settings) -> list[dict[str, Any]]:
 
 def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
     """A row a strategy: what its policy is worth, and the paired difference from (max, min)."""
-    groups = runs.grouped(runs.having(points, "evaluation"), lambda point: point.strategy)
+    groups = runs.grouped(runs.having(points, "evaluation", measure), lambda point: point.strategy)
     of = {strategy: runs.group(own, measure) for strategy, own in groups.items()}
     rows: list[dict[str, Any]] = []
     for strategy, own in of.items():

@@ -2,15 +2,18 @@
 
     python -m experiments.kept runs/SWEEP FOLDER
 
-FOLDER is a store again. Copied to the place of a store, it lets the commands of the runs end without sampling, training
-or judging, with the same tables. Tiles are as they were; of evaluations the texts of the answers are empty.
+FOLDER is a store again. Copied to the place of a store, it lets the commands of the runs end with the same tables and
+without sampling, training or judging; the reference's log-probabilities of the pairs, which are not kept, are computed
+again. Tiles are as they were, but the texts of answers to held-out prompts and to IFEval are empty. The store's own
+notes (meta.json), which may name folders of this machine, are left out.
 """
 
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,25 +24,44 @@ from sweetspot.store import StoreError
 from sweetspot.visible import one_line, visible
 
 TEXTS = ("response", "baseline")  # columns of evaluations
-LARGE = ("*.safetensors", "tokenizer.json")  # files of a policy that are not kept
+WITHOUT_TEXTS = ("held_out", "ifeval")  # evaluations of which no study reads them
+POLICY = ("config.json", "fingerprint.json", "history.jsonl", "pairs.json")  # what is kept of a policy
 
 
 def files(point: Point) -> Iterator[str]:
     """The files of a run that are kept as they are, by their place in the store."""
     yield "meta.json"
-    for found in point.manifest["rounds"]:
-        if "samples" in found:
-            yield found["samples"]["prompts"]
-        for part in ("samples", "rewards"):
-            of = found.get(part, {"tiles": []})
-            yield from (f"{of['folder']}/{name}.parquet" for name in of["tiles"])
-            yield from (f"{of['folder']}/{name}" for name in ("meta.json", "probe.json") if of["tiles"])
-        if "pairs" in found:
-            yield from (str(Path(found["pairs"]["path"]).with_name(name)) for name in ("meta.json", "pairs.parquet"))
-        if "policy" in found:
-            place = Path(found["policy"]["folder"])
-            small = [path.name for path in (point.store / place).iterdir() if not any(map(path.match, LARGE))]
-            yield from (str(place / name) for name in small)
+    (found,) = point.manifest["rounds"]
+    if "samples" in found:
+        yield found["samples"]["prompts"]
+        yield f"{found['samples']['folder']}/probe.json"
+    for part in ("samples", "rewards"):
+        yield from (f"{found[part]['folder']}/{name}.parquet" for name in found.get(part, {"tiles": []})["tiles"])
+    if "pairs" in found:
+        yield found["pairs"]["path"]
+    if "policy" in found:
+        yield from (f"{found['policy']['folder']}/{name}" for name in POLICY)
+    for one in point.manifest["evaluations"]:
+        if one["kind"] not in WITHOUT_TEXTS:
+            yield from (one[name] for name in ("path", "regulariser") if one.get(name))
+
+
+def evaluated(point: Point) -> Iterator[str]:
+    """The tiles of evaluations that are kept without texts, by their place in the store."""
+    for found in point.manifest["evaluations"]:
+        if found["kind"] in WITHOUT_TEXTS:
+            yield from (found[name] for name in ("path", "start_path") if name in found)
+
+
+def check(point: Point) -> None:
+    """Refuse a run whose command would need what is not kept.
+
+    Raises:
+        ValueError: one line, for a run of several rounds, of a base model, or measured by lm-eval.
+    """
+    kinds = {found["kind"] for found in point.manifest["evaluations"]}
+    if len(point.manifest["rounds"]) != 1 or "sft" in point.manifest or "lm_eval" in kinds:
+        raise ValueError(f"only runs of one round, without SFT and lm-eval, can be kept, got {point.folder}")
 
 
 def keep(points: list[Point], folder: Path) -> int:
@@ -50,42 +72,35 @@ def keep(points: list[Point], folder: Path) -> int:
 
     Raises:
         OSError: a file cannot be read or written.
+        ValueError: a run cannot be kept.
     """
+    for point in points:
+        check(point)
     new = 0
     for point in points:
-        new += sum(_copied(point.store / name, folder / name) for name in files(point))
-        for name in evaluated(point):
-            source, target = point.store / name, folder / name
-            new += _copied(source.with_name("meta.json"), target.with_name("meta.json"))
-            new += without_texts(source, target)
+        new += sum(_placed(point.store / name, folder / name, shutil.copyfile) for name in files(point))
+        new += sum(_placed(point.store / name, folder / name, without_texts) for name in evaluated(point))
     return new
 
 
-def evaluated(point: Point) -> Iterator[str]:
-    """The tiles of a run's evaluations, by their place in the store."""
-    for found in point.manifest["evaluations"]:
-        yield from (found[name] for name in ("path", "start_path") if name in found)
-
-
-def _copied(source: Path, target: Path) -> bool:
-    if target.exists() or not source.exists():
+def _placed(source: Path, target: Path, write: Callable[[Path, Path], Any]) -> bool:
+    """Write a whole file once."""
+    if target.exists():
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    scratch = target.with_name(f".{target.name}.part")
+    write(source, scratch)
+    scratch.replace(target)
     return True
 
 
-def without_texts(source: Path, target: Path) -> bool:
+def without_texts(source: Path, target: Path) -> None:
     """Copy the tile of an evaluation with empty texts; all else, its name and facts among it, is as it was."""
-    if target.exists():
-        return False
     table = pq.read_table(source)
     for name in set(TEXTS) & set(table.column_names):
         empty = pa.array([None if text is None else "" for text in table[name].to_pylist()], pa.string())
         table = table.set_column(table.column_names.index(name), name, empty)
-    target.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, target, compression="zstd", write_page_checksum=True)
-    return True
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def by_loss(points: Sequence[Point], settings: Settings, measure: str) -> list[d
         dpo = point.config["dpo"]
         return dpo["loss"], dpo["beta"], dpo["gamma"], point.strategy, point.n
 
-    groups = runs.grouped(runs.having(points, "evaluation"), label)
+    groups = runs.grouped(runs.having(points, "evaluation", measure), label)
     of = {setting: runs.group(own, measure) for setting, own in groups.items()}
     rows: list[dict[str, Any]] = []
     for (loss, beta, gamma, strategy, n), own in of.items():

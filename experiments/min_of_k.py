@@ -26,7 +26,7 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
     """What the worst of k is worth in each pool, and what policies that were trained with it are."""
     measure = measure or runs.measure_of(points)
     worth = [row for point in runs.pools(points) for row in worst_of_k(point, settings)]
-    trained = policies(points, settings, measure) if any(runs.judged(point) for point in points) else []
+    trained = policies(points, settings, measure) if any(runs.evaluation(point, measure) for point in points) else []
     beside = [
         Beside(
             f"z of the worst of {row['k']} of {row['n']} ({row['reward_model']})",
@@ -96,7 +96,7 @@ def worst_of(point: Point) -> int | None:
 
 def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
     """A row a k: what its policy is worth, and the paired difference from k = 5, where both were trained."""
-    trained = [point for point in runs.having(points, "evaluation") if worst_of(point) is not None]
+    trained = [point for point in runs.having(points, "evaluation", measure) if worst_of(point) is not None]
     groups = runs.grouped(trained, worst_of)
     of = {k: runs.group(own, measure) for k, own in groups.items()}
     rows = [

@@ -20,7 +20,7 @@ from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
 from sweetspot.distribution import at_picks, curve, expected_position, mean_sd, picks, realised_z
 from sweetspot.distribution.positions import NONE
-from sweetspot.report.effects import BASELINE, THAN_RANDOM, effects
+from sweetspot.report.effects import BASELINE, THAN_RANDOM, effects, is_position
 from sweetspot.statistics import ALPHA
 from sweetspot.strategy import POINTS, Floats, Indices
 
@@ -36,7 +36,7 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
     figures: dict[str, Any] = {}
     overlaps: list[dict[str, Any]] = []
     beside: list[Beside] = []
-    groups = runs.grouped(runs.having(points, "evaluation"), lambda point: (_identity(point), point.n))
+    groups = runs.grouped(runs.having(points, "evaluation", measure), lambda point: (_identity(point), point.n))
     shown = model_names(points)
     for (of, n), group in groups.items():
         model = shown[of]
@@ -90,7 +90,7 @@ def realised(points: Sequence[Point], settings: Settings) -> dict[str, Any]:
     tokens = _over_seeds([at_picks(lengths, chosen) for _, lengths, chosen in parts])
     row: dict[str, Any] = {"kept": sum(point.part("pairs")["kept"] for point in points)}
     for side, position, own in zip(("chosen", "rejected"), points[0].positions, z, strict=True):
-        known = "chosen" in points[0].config["strategy"] and points[0].strategy != BASELINE
+        known = position != BASELINE and is_position(position)
         row |= runs.interval(own, settings, f"{side}_z_")
         row[f"{side}_normal_z"] = expected_position(position, points[0].n).z / mean_sd(points[0].n) if known else None
     return row | runs.interval(tokens[0] - tokens[1], settings, "longer_")

@@ -29,7 +29,7 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
     agree = [agreement(*pair, settings) for pair in both]
     best = [row for pair in both for row in over_optimisation(*pair, settings)]
     shared = overlaps(points, settings)
-    trained = policies(points, settings, measure) if any(runs.judged(point) for point in points) else []
+    trained = policies(points, settings, measure) if any(runs.evaluation(point, measure) for point in points) else []
     figures = {"over_optimisation": _draw(best)} if best else {}
     beside = [
         Beside(
@@ -115,13 +115,13 @@ def overlaps(points: Sequence[Point], settings: Settings) -> list[dict[str, Any]
 
 def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
     """A row for each reward model, strategy and n: what the policy is worth, and who judged it."""
-    groups = runs.grouped(runs.having(points, "evaluation"), lambda one: (_name(one), one.strategy, one.n))
+    groups = runs.grouped(runs.having(points, "evaluation", measure), lambda one: (_name(one), one.strategy, one.n))
     return [
         {
             "reward_model": model,
             "strategy": strategy,
             "n": n,
-            "judge": runs.judged(group[0])["judge_key"],
+            "judge": runs.evaluation(group[0], measure).get("judge_key"),
             **runs.effect(runs.group(group, measure), settings),
             **runs.at_equal_length(group, measure, settings),
         }

@@ -21,7 +21,7 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
     """A row for each run and round, and the last policies by their number of rounds."""
     measure = measure or runs.measure_of(points)
     turns = [row for point in runs.having(points, "rewards") for row in by_round(point, settings)]
-    trained = policies(points, settings, measure) if any(runs.judged(point) for point in points) else []
+    trained = policies(points, settings, measure) if any(runs.evaluation(point, measure) for point in points) else []
     beside = [
         Beside(
             f"{row['strategy']}, {row['rounds']} rounds, {measure}",
@@ -57,7 +57,7 @@ def by_round(point: Point, settings: Settings) -> list[dict[str, Any]]:
 
 def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
     """A row for each strategy and number of rounds: what the last policy is worth, and how far from one round."""
-    groups = runs.grouped(runs.having(points, "evaluation"), lambda one: (one.strategy, one.config["rounds"]))
+    groups = runs.grouped(runs.having(points, "evaluation", measure), lambda one: (one.strategy, one.config["rounds"]))
     of = {label: runs.group(own, measure) for label, own in groups.items()}
     rows: list[dict[str, Any]] = []
     for (strategy, rounds), own in sorted(of.items()):

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from sweetspot.report.groups import Group, against, effect, group, settings_of, with_holm
+from sweetspot.report.groups import Group, against, differing, effect, group, settings_of, with_holm
 from sweetspot.report.length import at_equal_length
 from sweetspot.report.runs import (
     LEVEL,
@@ -14,6 +14,7 @@ from sweetspot.report.runs import (
     Settings,
     baseline,
     changes,
+    evaluation,
     grouped,
     having,
     history,
@@ -39,7 +40,9 @@ __all__ = [
     "at_equal_length",
     "baseline",
     "changes",
+    "differing",
     "effect",
+    "evaluation",
     "group",
     "grouped",
     "having",

@@ -37,7 +37,7 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
     measure = measure or runs.measure_of(points)
     positions = ("max", *STRATEGIES.values(), "random")
     selection = [row for point in runs.pools(points) for row in by_n(point, positions, settings)]
-    evaluated = any(runs.judged(point) for point in points)
+    evaluated = any(runs.evaluation(point, measure) for point in points)
     trained = policies(points, settings, measure) if evaluated else []
     beside = [*_selected(selection), *_trained(trained, measure)]
     tables = {"selection_by_n": selection, "trained_by_n": trained}
@@ -47,7 +47,7 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
 def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
     """A row for each strategy and n: what its policy is worth, the paired difference from max-min of the same n, and
     what the selecting reward model says (`selecting`)."""
-    groups = runs.grouped(runs.having(points, "evaluation"), lambda point: (point.n, point.strategy))
+    groups = runs.grouped(runs.having(points, "evaluation", measure), lambda point: (point.n, point.strategy))
     of = {label: runs.group(own, measure) for label, own in groups.items()}
     rows: list[dict[str, Any]] = []
     for (n, strategy), own in sorted(of.items()):

@@ -36,9 +36,15 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
     """The curves of every run, where they end, and the mean of those ends over seeds.
 
     Raises:
-        ValueError: one line, where runs of one seed differ in more than the columns of KIND.
+        ValueError: one line, where runs of one KIND differ in more than their seed.
     """
     trained = runs.having(points, "policy")
+    for group in runs.grouped(trained, lambda point: _kind(_names(point))).values():
+        if other := runs.differing([_training(point) for point in group]):
+            raise ValueError(
+                f"runs that are averaged must differ in their seed alone, got {group[0].strategy}, n = {group[0].n}, "
+                f"seeds {runs.seeds(group)} with {other}: read other settings apart"
+            )
     histories = [(_names(point), point, runs.history(point)) for point in trained]
     curves = [{**names, **row} for names, _, history in histories for row in columns(history)]
     ends = [{**names, **summary(history, point)} for names, point, history in histories]
@@ -55,6 +61,12 @@ def _names(point: Point) -> dict[str, Any]:
     model, dpo = point.config["model"]["name"], point.config["dpo"]
     loss = {"loss_name": dpo["loss"], "beta": dpo["beta"], "gamma": dpo["gamma"]}
     return {"model": model, "strategy": point.strategy, "n": point.n, **loss, "seed": point.seed}
+
+
+def _training(point: Point) -> dict[str, str]:
+    """What made a policy but its seed, however it is judged."""
+    of = runs.settings_of(point, "reward").items()
+    return {key: value for key, value in of if not key.startswith(("eval.", "judge."))}
 
 
 def _kind(row: Mapping[str, Any]) -> tuple[Any, ...]:

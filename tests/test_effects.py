@@ -29,7 +29,7 @@ from sweetspot.distribution import length_slope
 from sweetspot.eval.alpaca_metrics import write_regulariser
 from sweetspot.eval.length_control import Regulariser, length_controlled
 from sweetspot.report import effects
-from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, SCORES
+from sweetspot.schema import CHECKED, PROMPTS, REWARDS, SAMPLES, SCORES
 from sweetspot.statistics import PERMUTATIONS
 from sweetspot.store import write_tile
 from sweetspot.strategy import paper_pairs
@@ -303,6 +303,40 @@ def test_the_default_measure_is_the_one_that_all_judges_give(store: Store) -> No
     assert (found[0]["measure"], found[0]["mean"]) == ("win_rate", 50.0)
     for study in (sample_scaling, min_of_k, extended_positions, loss_swap, rounds, reward_model_swap):
         assert study.study([judged], SETTINGS, None).tables
+
+
+def test_ifeval_alone_is_a_measure_for_every_study(store: Store) -> None:
+    point = store.run(("max", "min"))
+    for name, followed in (("own", True), ("start", False)):
+        rows = [
+            {"prompt_id": one, "response": "", "instructions": ["a"], "strict": [followed], "loose": [followed]}
+            for one in PROMPT_IDS
+        ]
+        table = pa.Table.from_pylist(rows, schema=CHECKED)
+        write_tile(store.folder / "store" / "checked" / f"{name}.parquet", table, {})
+    checked = {"name": "ifeval", "kind": "ifeval", "key": "c"}
+    places = {"path": "checked/own.parquet", "start_path": "checked/start.parquet"}
+    point.manifest["evaluations"][:] = [{**checked, **places}]
+    assert runs.measure_of([point]) == "instructions"
+    for study, table in (
+        (pair_grid, "pair_grid"),
+        (sample_scaling, "trained_by_n"),
+        (min_of_k, "trained"),
+        (extended_positions, "trained"),
+        (loss_swap, "loss_swap"),
+        (rounds, "trained"),
+        (reward_model_swap, "trained"),
+    ):
+        (row,) = study.study([point], SETTINGS, None).tables[table]
+        assert (row["measure"], row["baseline"], row["mean"]) == ("instructions", "the start", 100.0)
+
+
+def test_a_strategy_of_one_s_own_with_a_chosen_field_has_no_expected_position(store: Store) -> None:
+    point = store.run(("max", "min"))
+    point.manifest["config"]["strategy"] = {"_target_": "mine.Closest", "chosen": "max", "k": 3}
+    (row,) = pair_grid.study([point], SETTINGS, None).tables["pair_grid"]
+    assert row["strategy"] == "Closest(chosen='max', k=3)"
+    assert row["chosen_normal_z"] is None
 
 
 def test_a_command_reads_an_api_judge_without_being_told_the_measure(

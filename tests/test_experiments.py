@@ -320,12 +320,17 @@ def test_a_study_is_a_command_that_reads_a_sweep_and_tells_what_is_missing(grid:
     assert nothing.stderr == f"error: a study reads folders with a manifest.json or a jobs.json, got {place}\n"
 
 
-def test_a_kept_store_gives_the_same_tables_and_makes_no_pool_or_policy(grid: list[Point], tmp_path: Path) -> None:
+def test_a_kept_store_gives_the_same_tables_and_makes_no_pool_or_policy(
+    grid: list[Point], place: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "kept"
     assert kept.keep(grid[:2], folder) > kept.keep(grid[:2], folder) == 0
     assert not [*folder.rglob("*.safetensors"), *folder.rglob("tokenizer.json")]
     scores = [row for path in folder.glob("scores/*/*.parquet") for row in pq.read_table(path).to_pylist()]
     assert {row["response"] for row in scores} == {row["baseline"] for row in scores} == {""}
+    several = Point(place, {**grid[0].manifest, "rounds": grid[0].manifest["rounds"] * 2})
+    with pytest.raises(ValueError, match="only runs of one round, without SFT and lm-eval, can be kept"):
+        kept.keep([several], folder)
     first = study.swept("pair_grid")["strategy"][:2]
     points = [["experiment=pair_grid", "size=tiny", f"strategy={one}", f"store={folder}"] for one in first]
     again, missing = runs.read([study.sweep("again", points)])

@@ -28,33 +28,55 @@ def figures(path: Path) -> list[tuple[float, float, float]]:
     return found
 
 
-KNOWN = [figure for path in sorted(FOLDER.glob("*/*.csv")) for figure in figures(path)]
+KNOWN = {
+    folder.name: [figure for path in sorted(folder.glob("*.csv")) for figure in figures(path)]
+    for folder in sorted(FOLDER.iterdir())
+    if folder.is_dir()
+}
+CLAIMS = re.findall(r"^- .*?(?=^- |^#|^$|\Z)", TEXT.partition("## What agrees")[2], re.M | re.S)
+SOURCE = re.compile(r"\[`([\w.]+)`\]\(#")  # a claim names the study whose tables it is from
 
 
-def stands(shown: tuple[str, ...], percent: bool) -> bool:
-    """Whether a table has this figure with this interval, rounded as it is shown."""
+def stands(study: str, shown: tuple[str, ...], percent: bool) -> bool:
+    """Whether a table of the study has this figure with this interval, rounded as it is shown."""
     decimals, scale = len(shown[0].partition(".")[2]), 100 if percent else 1
     wanted = tuple(one.removeprefix("+") for one in shown)
-    return any(tuple(f"{scale * one:.{decimals}f}" for one in known) == wanted for known in KNOWN)
+    return any(tuple(f"{scale * one:.{decimals}f}" for one in known) == wanted for known in KNOWN[study])
 
 
-def test_every_figure_of_the_text_stands_in_a_table_with_its_interval() -> None:
-    shown = FIGURE.findall(TEXT)
-    assert len(shown) > 10
-    assert [one for one in shown if not stands((one[0], one[2], one[3]), one[1] == "%")] == []
+def values(study: str) -> set[float]:
+    """All fractions in the tables of a study."""
+    found: set[float] = set()
+    for path in (FOLDER / study).glob("*.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            found |= {
+                float(cell) for row in csv.DictReader(file) for cell in row.values() if re.fullmatch(NUMBER, cell)
+            }
+    return found
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_claim_names_its_study_whose_tables_have_its_figures_with_their_intervals(claim: str) -> None:
+    (study,) = set(SOURCE.findall(claim))
+    shown = FIGURE.findall(claim)
+    assert shown
+    assert [one for one in shown if not stands(study, (one[0], one[2], one[3]), one[1] == "%")] == []
+    bare = [one.removeprefix("+") for one in re.findall(r"(?<![\d.])[+-]?\d+\.\d+", FIGURE.sub("", claim))]
+    known = values(study)
+    assert [one for one in bare if not any(f"{value:.{len(one.partition('.')[2])}f}" == one for value in known)] == []
+
+
+def test_there_are_claims_and_every_figure_stands_in_one() -> None:
+    assert len(CLAIMS) >= 8
+    assert len(FIGURE.findall(TEXT)) == len(FIGURE.findall("".join(CLAIMS)))
 
 
 def test_a_figure_that_is_in_no_table_is_noticed() -> None:
-    figure, low, high = next(one for one in KNOWN if abs(one[0]) > 0.5)
+    figure, low, high = next(one for one in KNOWN["pair_grid"] if abs(one[0]) > 0.1)
     shown = tuple(f"{one:.3f}" for one in (figure, low, high))
-    assert stands(shown, percent=False)
-    assert not stands((f"{figure + 0.002:.3f}", *shown[1:]), percent=False)
-
-
-def test_no_claim_stands_without_a_figure() -> None:
-    claims = re.findall(r"^- .*?(?=^- |^#|^$|\Z)", TEXT.partition("## What agrees")[2], re.M | re.S)
-    assert len(claims) >= 4
-    assert [claim for claim in claims if not FIGURE.search(claim)] == []
+    assert stands("pair_grid", shown, percent=False)
+    assert not stands("pair_grid", (f"{figure + 0.002:.3f}", *shown[1:]), percent=False)
+    assert not stands("reward_normality", shown, percent=False)
 
 
 @pytest.mark.parametrize("study", sorted(path.name for path in FOLDER.iterdir() if path.is_dir()))
@@ -63,7 +85,8 @@ def test_each_study_has_its_command_its_seeds_and_the_manifests_of_its_runs(stud
     assert re.search(r"python run.py experiment=\w+ size=embedded", part)
     assert re.search(r"[Ss]eeds? \d", part)
     runs = [json.loads(line) for line in (FOLDER / study / "runs.jsonl").read_text().splitlines()]
-    assert all(run["store"] == "store" and run["config"]["n_samples"] >= 5 for run in runs)
+    assert all(run["store"] == "store" and run["rounds"][0]["samples"]["n_samples"] >= 5 for run in runs)
+    assert max(run["config"]["n_samples"] for run in runs) >= 64
     assert len({run["rounds"][0]["samples"]["key"] for run in runs}) == 1, "one pool"
 
 

@@ -93,6 +93,12 @@ def test_runs_of_one_seed_that_differ_in_something_else_are_not_averaged(tmp_pat
     assert len(ends(*points)[0]) == 2
 
 
+def test_seeds_of_another_recipe_are_named_and_not_averaged(tmp_path: Path) -> None:
+    points = [trained(tmp_path, [{"loss": 0.3}], 4, seed, learning_rate=rate) for seed, rate in ((0, 1e-3), (1, 1e-5))]
+    with pytest.raises(ValueError, match=r"got \(max, min\), n = 8, seeds 0, 1 with dpo.learning_rate 0.001 or 1e-05"):
+        ends(*points)
+
+
 SAMPLER = {
     "_target_": "sweetspot.sampler.TransformersSampler",
     **{"temperature": 1.0, "top_p": 1.0, "max_tokens": 4, "max_prompt_tokens": 4, "dtype": "float32", "seed": 0},

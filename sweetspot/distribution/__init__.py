@@ -11,7 +11,7 @@ from sweetspot.distribution.normal_pool import (
     tail_share,
 )
 from sweetspot.distribution.observed import Moments, Normality, moments, normality
-from sweetspot.distribution.positions import at_picks, collisions, of_selection, pair_overlap, picks, realised_z
+from sweetspot.distribution.positions import at_picks, picks, realised_z
 from sweetspot.distribution.shape import Shape, length_slope, ranked_z, shape_by_n
 from sweetspot.distribution.subsets import (
     Curve,
@@ -32,7 +32,6 @@ __all__ = [
     "at_picks",
     "best_of_k_by",
     "best_of_n_kl",
-    "collisions",
     "curve",
     "expected_position",
     "indistinct",
@@ -42,9 +41,7 @@ __all__ = [
     "min_of_k_curve",
     "moments",
     "normality",
-    "of_selection",
     "order_statistics",
-    "pair_overlap",
     "picks",
     "points_apart",
     "position_of_k",

@@ -1,4 +1,4 @@
-"""Which response stands for a position, prompt by prompt: collisions, overlaps and realised z.
+"""Which response stands for a position, prompt by prompt, and its realised z.
 
 Picks are columns of the rewards: [positions, prompts] int, NONE where a prompt has too few finite rewards.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sweetspot.distribution.observed import moments
-from sweetspot.strategy import FiniteRewards, Floats, Indices, Position, Selection, finite_blocks
+from sweetspot.strategy import FiniteRewards, Floats, Indices, Position, finite_blocks
 
 NONE = -1  # no response
 
@@ -29,40 +29,6 @@ def picks(rewards: ArrayLike, positions: Sequence[str], ddof: int = 1) -> Indice
             pick = position.pick(FiniteRewards(finite, ddof))
             found[number, rows] = pick if columns is None else columns[np.arange(len(rows)), pick]
     return found
-
-
-def of_selection(selection: Selection, prompts: int) -> Indices:
-    """The first pair of each prompt as picks: chosen and rejected, [2, prompts]."""
-    found = np.full((2, prompts), NONE, dtype=np.intp)
-    rows, first = np.unique(selection.prompt, return_index=True)
-    found[:, rows] = selection.chosen[first], selection.rejected[first]
-    return found
-
-
-def collisions(chosen: Indices) -> Floats:
-    """The share of prompts for which two positions give the same response, [positions, positions].
-
-    Over the prompts where both have one; NaN where there is none. The diagonal is 1.
-
-    Args:
-        chosen: picks [positions, prompts], or the chosen (or rejected) responses of strategies.
-    """
-    there = chosen != NONE
-    both = there[:, None] & there[None]
-    equal = (chosen[:, None] == chosen[None]) & both
-    many = both.sum(axis=-1)
-    return np.where(many > 0, equal.sum(axis=-1) / np.maximum(many, 1), np.nan)
-
-
-def pair_overlap(pairs: Indices) -> Floats:
-    """The share of prompts for which two strategies make the same pair, [strategies, strategies]; see `collisions`.
-
-    Args:
-        pairs: [strategies, 2, prompts], chosen and rejected.
-    """
-    chosen, rejected = pairs[:, 0], pairs[:, 1]
-    codes = chosen * (int(rejected.max(initial=0)) + 1) + rejected
-    return collisions(np.where((chosen == NONE) | (rejected == NONE), NONE, codes))
 
 
 def at_picks(values: ArrayLike, chosen: Indices) -> Floats:

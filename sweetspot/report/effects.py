@@ -101,11 +101,11 @@ def _columns(bands: dict[str, Curve], at: int) -> dict[str, float]:
 def positions(points: Sequence[Point]) -> list[str]:
     """The positions that the sweep's strategies take, and max and min; of many the seven points before others."""
     named = [point.config["strategy"].get(end) for point in points for end in ("chosen", "rejected")]
-    used = {one for one in named if one != BASELINE and _is_position(one)} | {"max", "min"}
+    used = {one for one in named if one != BASELINE and is_position(one)} | {"max", "min"}
     return [*(point for point in POINTS if point in used), *sorted(used - {*POINTS})][:MOST_POSITIONS]
 
 
-def _is_position(value: Any) -> bool:
+def is_position(value: Any) -> bool:
     """Whether the field of a strategy, which may be of somebody's own, is a position."""
     if not isinstance(value, str):
         return False

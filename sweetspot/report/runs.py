@@ -87,19 +87,20 @@ class Point:
         return rounds[turn].get(name, {}) if rounds else {}
 
 
-def having(points: Sequence[Point], part: str) -> list[Point]:
-    """The runs that reached samples, rewards, pairs, policy, or a judged evaluation; of policies each once, whatever
-    sweeps it is in.
+def having(points: Sequence[Point], part: str, measure: str = "reward") -> list[Point]:
+    """The runs that reached samples, rewards, pairs, policy, or the evaluation of a measure; of policies each once,
+    whatever sweeps it is in.
 
     Raises:
         ValueError: one line, where none did.
     """
-    reached = [point for point in points if (judged(point) if part == "evaluation" else point.part(part))]
+    reached = [point for point in points if (evaluation(point, measure) if part == "evaluation" else point.part(part))]
     if not reached:
         raise ValueError(f"the study needs runs that reached {part}, got none of {len(points)}")
     if part not in ("policy", "evaluation"):
         return reached
-    return list({(point.part("policy")["key"], judged(point).get("key")): point for point in reached}.values())
+    keys = [(point.part("policy")["key"], evaluation(point, measure).get("key")) for point in reached]
+    return list(dict(zip(keys, reached, strict=True)).values())
 
 
 def pools(points: Sequence[Point]) -> list[Point]:
@@ -164,8 +165,12 @@ def evaluation(point: Point, measure: str) -> Mapping[str, Any]:
 
 
 def measure_of(points: Sequence[Point]) -> str:
-    """The measure that all runs have: "reward" where every judge gives rewards, else "win_rate"."""
-    return "reward" if all(one["kind"] == "held_out" for point in points if (one := judged(point))) else "win_rate"
+    """The measure that all runs have: "reward" where every judge gives rewards, else "win_rate"; "instructions" where
+    IFEval is all there is."""
+    kinds = {one["kind"] for point in points if (one := judged(point))}
+    if not kinds and any(evaluation(point, "instructions") for point in points):
+        return "instructions"
+    return "reward" if kinds <= {"held_out"} else "win_rate"
 
 
 def baseline(point: Point, measure: str) -> str:
