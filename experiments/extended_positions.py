@@ -62,7 +62,7 @@ def far(point: Point, settings: Settings) -> list[dict[str, Any]]:
         rows.append(
             {
                 "reward_model": point.part("rewards")["reward_model"],
-                "seed": point.seed,
+                "seed": point.pool_seed,
                 "n": point.n,
                 "prompts": share["prompts"],
                 "position": position,

@@ -66,7 +66,7 @@ def worst_of_k(point: Point, settings: Settings) -> list[dict[str, Any]]:
         "tokens_": best_of_k_by(found.rewards, lengths, ks, "min"),
     }
     slope = length_slope(found.z, lengths, settings.resamples, settings.seed)
-    names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.seed, "n": n}
+    names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.pool_seed, "n": n}
     return [
         {
             **names,

@@ -161,7 +161,7 @@ def collided(points: Sequence[Point], settings: Settings) -> list[dict[str, Any]
         found = picks(runs.scored(point).rewards, POINTS)
         shares = _shares([same(found[a], found[b]) for a, b in couples], "share", settings)
         rows += [
-            {"seed": point.seed, "n": point.n, "first": POINTS[a], "second": POINTS[b], **share}
+            {"seed": point.pool_seed, "n": point.n, "first": POINTS[a], "second": POINTS[b], **share}
             for (a, b), share in zip(couples, shares, strict=True)
         ]
     return rows

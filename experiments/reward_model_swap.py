@@ -71,7 +71,7 @@ def agreement(first: Point, second: Point, settings: Settings) -> dict[str, Any]
     a, b = (runs.scored(point).z for point in (first, second))
     n = a.shape[1]
     correlation = (a * b).sum(axis=1) / (n - 1)  # of z with ddof 1; NaN where one is constant or not scored
-    names = {"first": _name(first), "second": _name(second), "seed": first.seed, "n": n}
+    names = {"first": _name(first), "second": _name(second), "seed": first.pool_seed, "n": n}
     return {**names, **runs.interval(correlation, settings)}
 
 
@@ -81,7 +81,7 @@ def over_optimisation(selecting: Point, gold: Point, settings: Settings) -> list
     own = np.where(np.isfinite(other), own, np.nan)
     ks = ladder(own.shape[1])
     sides: dict[str, Floats] = {"selecting_": best_of_k_by(own, own, ks), "gold_": best_of_k_by(own, other, ks)}
-    names = {"selecting": _name(selecting), "gold": _name(gold), "seed": selecting.seed}
+    names = {"selecting": _name(selecting), "gold": _name(gold), "seed": selecting.pool_seed}
     return [
         {
             **names,

@@ -27,7 +27,7 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
     ranks: list[dict[str, Any]] = []
     for point in runs.pools(points):
         rewards = runs.scored(point).rewards
-        names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.seed}
+        names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.pool_seed}
         for shape in shape_by_n(rewards, ladder(point.n), settings.resamples, settings.seed):
             shapes.append({**names, **flat(shape)})
         observed, predicted = ranked_z(rewards)

@@ -471,6 +471,14 @@ def test_the_slope_of_length_has_its_interval_in_the_table_and_in_the_comparison
     assert f"{slope.mean:+.4f} sd a token (95%: {slope.low:+.4f}" in told["reward of a longer response (toy)"]
 
 
+def test_a_pool_is_told_by_the_seed_of_its_samples_whatever_seed_its_policies_had(store: Store) -> None:
+    points = [store.run(("max", "min"), seed, sampler={"seed": 7}) for seed in (0, 1)]
+    tables = pair_grid.study(points, SETTINGS, "reward").tables
+    assert {row["seed"] for row in tables["collisions"]} == {7}
+    assert {row["seeds"] for row in tables["pair_grid"]} == {"0, 1"}
+    assert {row["seed"] for row in sample_scaling.study(points, SETTINGS, "reward").tables["selection_by_n"]} == {7}
+
+
 def test_collisions_have_intervals_over_the_prompts_that_have_both(uneven: Point) -> None:
     row = only(pair_grid.collided([uneven], SETTINGS), first="mu-2sigma", second="min")
     assert row["prompts"] == 9

@@ -63,7 +63,7 @@ def by_n(
     pool. scored: the rewards, of some prompts; None = of all.
     """
     found, ks = scored or runs.scored(point), ladder(point.n)
-    names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.seed}
+    names = {"reward_model": point.part("rewards")["reward_model"], "seed": point.pool_seed}
     of, subsets = moments(found.rewards), max(4, min(SUBSETS, DRAWS // max(len(found.rewards), 1)))
     best = position_of_k(found.z, "max", ks)
     rows: list[dict[str, Any]] = []

@@ -40,7 +40,7 @@ def curves(name: str, found: Mapping[str, Any], manifest: Mapping[str, Any], sco
     some = Scored([scored.prompt_ids[row] for row in kept], scored.rewards[kept], scored.z[kept])
     rows = by_n(point, positions([point]), SETTINGS, some)
     prompts = max(row["prompts"] for row in rows)
-    return {"figure": sweep_figures.by_n(name, rows), "n": point.n, "seed": point.seed, "prompts": prompts}
+    return {"figure": sweep_figures.by_n(name, rows), "n": point.n, "seed": point.pool_seed, "prompts": prompts}
 
 
 def of_sweep(pool: Point | None, every: Sequence[Point], texts: bool) -> dict[str, Any]:

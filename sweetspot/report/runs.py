@@ -57,8 +57,13 @@ class Point:
 
     @property
     def seed(self) -> int:
-        """Of sampling, training and bootstrap."""
+        """Of training and bootstrap, and of sampling where the command says no other."""
         return self.config["seed"]
+
+    @property
+    def pool_seed(self) -> int:
+        """Of sampling; that of the run where the samples come from elsewhere."""
+        return self.config.get("sampler", {}).get("seed", self.seed)
 
     @property
     def positions(self) -> tuple[str, str]:
