@@ -382,7 +382,7 @@ def test_the_report_of_the_grid_shows_what_its_study_finds(grid: list[Point]) ->
 def test_a_study_of_runs_that_did_not_get_so_far_says_so(grid: list[Point]) -> None:
     manifest = json.loads((grid[0].folder / "manifest.json").read_text())
     stopped = Point(grid[0].folder, {**manifest, "evaluations": []})
-    with pytest.raises(ValueError, match="the study needs runs that reached evaluation, got none of 1"):
+    with pytest.raises(ValueError, match="the study needs runs that reached an evaluation of reward, got none of 1"):
         pair_grid.study([stopped], SETTINGS, "reward")
     assert sample_scaling.study([stopped], SETTINGS, "reward").tables["trained_by_n"] == []
 
@@ -585,7 +585,7 @@ def test_instructions_are_a_measure_of_their_own_policy_and_start_checked_alike(
     assert (row["measure"], row["baseline"], row["prompts"]) == ("instructions", "the start", 3)
     assert stages_made(own[0])["sample start checks"] == 1
     assert stages_made(own[1]).get("sample start checks", 0) == 0
-    with pytest.raises(ValueError, match="measure must be reward or win_rate without eval=ifeval"):
+    with pytest.raises(ValueError, match="the study needs runs that reached an evaluation of instructions, got none of 22"):
         pair_grid.study(grid, SETTINGS, "instructions")
 
 

@@ -101,7 +101,8 @@ def having(points: Sequence[Point], part: str, measure: str = "reward") -> list[
     """
     reached = [point for point in points if (evaluation(point, measure) if part == "evaluation" else point.part(part))]
     if not reached:
-        raise ValueError(f"the study needs runs that reached {part}, got none of {len(points)}")
+        what = f"an evaluation of {measure}" if part == "evaluation" else part
+        raise ValueError(f"the study needs runs that reached {what}, got none of {len(points)}")
     if part not in ("policy", "evaluation"):
         return reached
     keys = [(point.part("policy")["key"], evaluation(point, measure).get("key")) for point in reached]
