@@ -5,6 +5,8 @@ from typing import Any
 
 from experiments import output
 
+SMALLEST = 0.001  # of p-values that are told as a number
+
 
 def policy(row: Mapping[str, Any]) -> str:
     """What a policy is worth, at equal length too where the measure is a win rate, and over what the interval goes."""
@@ -21,7 +23,8 @@ def controlled(row: Mapping[str, Any]) -> str:
 
 def difference(row: Mapping[str, Any], prefix: str) -> str:
     """The paired difference of two policies with its p-value, and its seeds where they are not those of the row."""
-    found = f"{output.told(row, prefix)}, Holm p {row[f'{prefix}p_holm']:.3f}"
+    p = row[f"{prefix}p_holm"]
+    found = f"{output.told(row, prefix)}, Holm p {'< 0.001' if p < SMALLEST else f'{p:.3f}'}"
     same = row[f"{prefix}seeds"] == row["seeds"]
     return found if same else f"{found}, seeds {row[f'{prefix}seeds']}"
 

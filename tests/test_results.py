@@ -30,8 +30,7 @@ def figures(path: Path) -> list[tuple[float, float, float]]:
 
 KNOWN = {
     folder.name: [figure for path in sorted(folder.glob("*.csv")) for figure in figures(path)]
-    for folder in sorted(FOLDER.iterdir())
-    if folder.is_dir()
+    for folder in sorted(path.parent for path in FOLDER.glob("*/runs.jsonl"))
 }
 CLAIMS = re.findall(r"^- .*?(?=^- |^#|^$|\Z)", TEXT.partition("## What agrees")[2], re.M | re.S)
 SOURCE = re.compile(r"\[`([\w.]+)`\]\(#")  # a claim names the study whose tables it is from
@@ -79,7 +78,7 @@ def test_a_figure_that_is_in_no_table_is_noticed() -> None:
     assert not stands("reward_normality", shown, percent=False)
 
 
-@pytest.mark.parametrize("study", sorted(path.name for path in FOLDER.iterdir() if path.is_dir()))
+@pytest.mark.parametrize("study", KNOWN)
 def test_each_study_has_its_command_its_seeds_and_the_manifests_of_its_runs(study: str) -> None:
     part = next(part for part in TEXT.split("\n## ") if f"experiments.{study.partition('.')[0]} " in part)
     assert re.search(r"python run.py experiment=\w+ size=embedded", part)
