@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,16 @@ def bars(
     axes.errorbar(x, mean, yerr=reach, marker=marker, color=colour, linestyle=line, label=label, capsize=3)
 
 
-def heat(axes: Any, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], level: float) -> None:
-    """A heat map around a level with its numbers written in; an empty cell stays white."""
+def heat(
+    axes: Any,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    level: float,
+    marked: Collection[tuple[int, int]] = (),
+) -> None:
+    """A heat map around a level with its numbers written in, a star beside those of marked cells (row, column); an
+    empty cell stays white."""
     reach = float(np.nanmax(np.abs(values - level), initial=0)) or 1.0
     axes.imshow(np.ma.masked_invalid(values), cmap="PuOr", vmin=level - reach, vmax=level + reach, aspect="auto")
     axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
@@ -188,7 +196,8 @@ def heat(axes: Any, values: np.ndarray, rows: Sequence[str], columns: Sequence[s
     for (row, column), value in np.ndenumerate(values):
         if math.isfinite(value):
             ink = "white" if abs(value - level) > 0.7 * reach else "black"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=7)
+            star = "*" if (row, column) in marked else ""
+            axes.text(column, row, f"{value:.2f}{star}", ha="center", va="center", color=ink, fontsize=7)
 
 
 def over_n(axes: Any, n: Sequence[int], title: str, unit: str) -> None:

@@ -219,14 +219,12 @@ def _draw(rows: Sequence[Mapping[str, Any]], title: str, measure: str) -> Any:
             marked |= {place} if row.get("than_random_p_holm", 1.0) < ALPHA else set()
     figure = output.figure(6.5, 5.5)
     axes = figure.subplots()
-    output.heat(axes, values, POINTS[::-1], POINTS, runs.LEVEL[measure])
-    for row, column in marked:
-        axes.text(column, row - 0.35, "*", ha="center", va="center")
+    output.heat(axes, values, POINTS[::-1], POINTS, runs.LEVEL[measure], marked)
     axes.set(xlabel="rejected", ylabel="chosen")
     random = next((row for row in rows if row["strategy"] == BASELINE), None)
-    told = f"; random {output.told(random)}" if random else ""
+    told = f"random {output.told(random)}\n" if random else ""
     note = "* differs from random (5%, Holm); over prompts, for these seeds"
-    axes.set_title(f"{title}: {measure} against {rows[0]['baseline']}{told}\n{note}", loc="left", fontsize=8)
+    axes.set_title(f"{title}: {measure} against {rows[0]['baseline']}\n{told}{note}", loc="left", fontsize=8)
     return figure
 
 

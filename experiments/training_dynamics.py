@@ -173,6 +173,8 @@ def _draw(curves: Sequence[Mapping[str, Any]]) -> Any:
             smooth = values if name.startswith("held_out") else moving_mean(values, smoothing_window(len(values)))
             colour, style = output.COLOURS[number % 7], ("-", "--", ":", "-.")[number // 7 % 4]
             axes.plot([row["step"] for row in some], smooth, color=colour, linestyle=style, label=label)
+        if all(row[name] is None for row in curves):
+            axes.text(0.5, 0.5, "none", ha="center", transform=axes.transAxes)
         axes.set(xlabel="step")
         axes.set_title(name, loc="left", fontsize=9)
     legend.set_axis_off()
