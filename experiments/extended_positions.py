@@ -18,7 +18,6 @@ from experiments.runs import Point, Settings
 from sweetspot.distribution import expected_position, picks, realised_z
 from sweetspot.distribution.positions import NONE
 
-CONVENTION = "(max, min)"
 SIGMAS = ("mu-4sigma", "mu-3sigma", "mu-2sigma", "mu+2sigma", "mu+3sigma", "mu+4sigma")
 
 
@@ -83,7 +82,7 @@ def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[
     of = {strategy: runs.group(own, measure) for strategy, own in groups.items()}
     rows: list[dict[str, Any]] = []
     for strategy, own in of.items():
-        convention = of.get(CONVENTION) if strategy != CONVENTION else None
+        convention = of.get(lines.CONVENTION) if strategy != lines.CONVENTION else None
         rows.append(
             {
                 "strategy": strategy,

@@ -5,6 +5,7 @@ from typing import Any
 
 from experiments import output
 
+CONVENTION = "(max, min)"  # what the paper's other pairs are compared with
 SMALLEST = 0.001  # of p-values that are told as a number
 
 

@@ -25,8 +25,7 @@ from sweetspot.statistics import ALPHA
 from sweetspot.strategy import POINTS, Floats, Indices
 
 REPORTED = {"(mu+2sigma, mu-2sigma)": "48.18 LC at n = 200", "(mu+2sigma, mu+sigma)": "34.63 LC, n not told"}
-CONVENTION = "(max, min)"
-REFERENCES = {**THAN_RANDOM, CONVENTION: "than_max_min_"}
+REFERENCES = {**THAN_RANDOM, lines.CONVENTION: "than_max_min_"}
 
 
 def study(points: Sequence[Point], settings: Settings, measure: str | None) -> Found:
@@ -172,7 +171,7 @@ def compared(rows: Sequence[Mapping[str, Any]], n: int) -> list[Beside]:
     single: list[Beside] = []
     for row in sorted(rows, key=lambda row: -row["mean"]):
         found = lines.policy(row)
-        for than, prefix in (("random", "than_random_"), (CONVENTION, "than_max_min_")):
+        for than, prefix in (("random", "than_random_"), (lines.CONVENTION, "than_max_min_")):
             found += f"; than {than} {lines.difference(row, prefix)}" if f"{prefix}p" in row else ""
         what = f"{row['strategy']}, n = {n}, {row['measure']}"
         single.append(Beside(what, REPORTED.get(row["strategy"], "-"), found))
@@ -191,7 +190,7 @@ def _of_all(pairs: Sequence[Mapping[str, Any]]) -> list[Beside]:
     return [
         Beside("the best pair", "rejected at mu-2sigma, chosen as high as possible (LC)", best),
         Beside(
-            f"pairs that differ from {CONVENTION}",
+            f"pairs that differ from {lines.CONVENTION}",
             "a rejected response at mu-2sigma is better than the minimum",
             convention,
         ),

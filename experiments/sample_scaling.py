@@ -22,13 +22,12 @@ from sweetspot.distribution import Curve
 from sweetspot.report.effects import by_n
 
 STRATEGIES = {"max_min": "min", "scalable": "min_of_5", "mu_minus_2sigma": "mu-2sigma"}  # their rejected positions
-CONVENTION = "(max, min)"
 PAPER_N = (5, 20, 50, 100, 200, 400)
 CURVES = {  # AlpacaEval 2 LC of Llama-3-8B-Instruct by n, read off a figure of the paper: one recipe
-    CONVENTION: {5: 45, 50: 43, 100: 42, 200: 41},
+    lines.CONVENTION: {5: 45, 50: 43, 100: 42, 200: 41},
     "(max, min_of_5)": {5: 45, 50: 47, 100: 48, 200: 49},
 }
-TABLE = {(CONVENTION, 400): 42.0, ("(max, min_of_5)", 400): 49.1}  # the same, of its table
+TABLE = {(lines.CONVENTION, 400): 42.0, ("(max, min_of_5)", 400): 49.1}  # the same, of its table
 SIMPO = 48.2  # of its table, max-min at n = 5 by SimPO's recipe: not to be compared with the curves
 
 
@@ -51,7 +50,7 @@ def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[
     of = {label: runs.group(own, measure) for label, own in groups.items()}
     rows: list[dict[str, Any]] = []
     for (n, strategy), own in sorted(of.items()):
-        convention = of.get((n, CONVENTION)) if strategy != CONVENTION else None
+        convention = of.get((n, lines.CONVENTION)) if strategy != lines.CONVENTION else None
         rows.append(
             {
                 "n": n,
@@ -113,7 +112,7 @@ def reported(strategy: str, n: int) -> str:
         return f"{TABLE[strategy, n]} LC (start 26.0)"
     if n not in CURVES.get(strategy, {}):
         return output.UNKNOWN
-    other = f"; by SimPO's recipe {SIMPO}" if (strategy, n) == (CONVENTION, 5) else ""
+    other = f"; by SimPO's recipe {SIMPO}" if (strategy, n) == (lines.CONVENTION, 5) else ""
     return f"{CURVES[strategy][n]} LC, read off a figure{other} (start 26.0)"
 
 
