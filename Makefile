@@ -12,7 +12,7 @@ demo: install
 	$(PYTHON_BIN) run.py
 
 test: install
-	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest --numprocesses=2 --dist=loadgroup
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest --numprocesses=2 --dist=loadgroup --durations=40 --durations-min=10
 
 docs: install
 	.venv/bin/sphinx-build -W --keep-going -q -b html docs docs/_build/html

@@ -3,9 +3,9 @@
     python -m experiments.kept runs/SWEEP FOLDER
 
 FOLDER is a store again. Copied to the place of a store, it lets the commands of the runs end with the same tables and
-without sampling, training or judging; the reference's log-probabilities of the pairs, which are not kept, are computed
-again. Tiles are as they were, but the texts of answers to held-out prompts and to IFEval are empty. The store's own
-notes (meta.json), which may name folders of this machine, are left out.
+without sampling, training or judging; pairs are chosen again, and the reference's log-probabilities of them computed.
+Tiles are as they were, but the texts of answers to held-out prompts and to IFEval are empty. The store's own notes
+(meta.json), which may name folders of this machine, are left out.
 """
 
 import argparse
@@ -37,8 +37,6 @@ def files(point: Point) -> Iterator[str]:
         yield f"{found['samples']['folder']}/probe.json"
     for part in ("samples", "rewards"):
         yield from (f"{found[part]['folder']}/{name}.parquet" for name in found.get(part, {"tiles": []})["tiles"])
-    if "pairs" in found:
-        yield found["pairs"]["path"]
     if "policy" in found:
         yield from (f"{found['policy']['folder']}/{name}" for name in POLICY)
     for one in point.manifest["evaluations"]:
