@@ -10,6 +10,7 @@ from sweetspot.sweep import rates
 from sweetspot.sweep.calibrate import OTHERS, compose, sizes, span
 from sweetspot.sweep.forecast import Forecast, Need, lines
 from sweetspot.sweep.rates import ASSUMED, NOTHING, Calibration, Rate, label
+from sweetspot.sweep.work import Work
 
 CALIBRATION = Calibration(
     (
@@ -176,3 +177,13 @@ def test_a_calibration_takes_the_overrides_of_a_sweep_as_they_are() -> None:
     assert [one for one in left_out + kept if not OTHERS.match(one)] == kept
     with pytest.raises(ValueError, match="calibrate: Could not override 'no_such_key'"):
         compose(["no_such_key=1"])
+
+
+def test_each_round_is_counted_and_those_that_two_jobs_share_once(tmp_path: Path) -> None:
+    work = Work(tmp_path / "none", NOTHING)
+    jobs = [work.of(compose(["size=tiny", f"rounds={count}"])) for count in (1, 2, 3)]
+    for stage in ("sample", "score", "reference", "train"):
+        first, second, third = ([set(need.parts) for need in needs if need.stage == stage] for needs in jobs)
+        assert (len(first), len(second), len(third)) == (1, 2, 3)
+        assert (second[:1], third[:2]) == (first, second)
+        assert not third[0] & third[1] | third[1] & third[2]

@@ -72,7 +72,7 @@ class Work:
         for turn in range(config["rounds"]):
             model = start if turn == 0 else None  # later rounds sample from a policy that is yet to be trained
             n = getattr(sampler, "mean_samples", None) if sampler.budget == "adaptive" else None
-            pool = self._pool(config, sampler, model, prompts.train, n or config["n_samples"], f"round {turn}")
+            pool = self._pool(config, sampler, model, prompts.train, n or config["n_samples"], turn)
             if turn or not isinstance(build(config["data"], "data"), Imported):
                 yield self._sampling(config, pool, tokens, sampler, "sample")
             if not reaches(config, "score"):
@@ -82,7 +82,7 @@ class Work:
             if not reaches(config, "train"):
                 return
             policy = self._policy(config, pool, start if turn == 0 else None)
-            yield from self._training(config, pool, policy, tokens)
+            yield from self._training(config, pool, policy, tokens, turn + 1)
         if reaches(config, "evaluate"):
             yield from self._evaluating(config, sampler, prompts.held_out, start, policy, tokens)
 
@@ -129,19 +129,19 @@ class Work:
         return min(measured or config["sampler"]["max_tokens"] / 2, config["sampler"]["max_tokens"])
 
     def _pool(
-        self, config: Mapping[str, Any], sampler: Sampler, model: Model | None, prompts: pa.Table, n: int, whose: str
+        self, config: Mapping[str, Any], sampler: Sampler, model: Model | None, prompts: pa.Table, n: int, rounds: int
     ) -> Pool:
-        """The pool of a model, whose name stands for it where the model is not there."""
+        """The pool of the model after so many rounds; a name stands for the key while the model is not there."""
         ids = prompts["prompt_id"].to_pylist()
         groups = wanted(ids, np.asarray(blocks_for(n, sampler)), sampler)
         made = key(sampler, model) if model else None
-        shared = [config["model"], key(sampler), whose, "" if whose in ("round 0", "start") else self._trained(config)]
-        return Pool(made, made or key(shared), ids, groups, n)
+        trained = self._trained(config, rounds) if rounds else ""
+        return Pool(made, made or key([config["model"], key(sampler), ids, trained]), ids, groups, n)
 
-    def _trained(self, config: Mapping[str, Any]) -> str:
-        """A name of the policy that a run trains, by all that decides it."""
-        parts = ("model", "data", "sampler", "reward_model", "strategy", "dpo", "deepspeed", "n_samples", "rounds")
-        return key({name: config[name] for name in (*parts, "ignore_duplicates")})
+    def _trained(self, config: Mapping[str, Any], rounds: int) -> str:
+        """A name of the policy that a run has after so many rounds, by all that decides it."""
+        parts = ("model", "data", "sampler", "reward_model", "strategy", "dpo", "deepspeed", "n_samples")
+        return key({**{name: config[name] for name in (*parts, "ignore_duplicates")}, "rounds": rounds})
 
     def _tiles(
         self, pool: Pool, folder: Path | None, sampler: Sampler, pack: int | None
@@ -180,7 +180,7 @@ class Work:
     def _policy(self, config: Mapping[str, Any], pool: Pool, start: Model | None) -> Model | None:
         """The policy, where the store has it; by the keys of `stages.select` and `stages.train`."""
         scorer = self.located(config["reward_model"])
-        if start is None or pool.key is None or scorer is None or config["rounds"] > 1:
+        if start is None or pool.key is None or scorer is None:
             return None
         if config["sampler"]["budget"] == "adaptive" or isinstance(build(config["data"], "data"), Imported):
             return None
@@ -190,17 +190,19 @@ class Work:
         folder = self.store / "policies" / key(dpo, deepspeed, start, None if dpo.reference_free else start, pairs)
         return start.at(folder, f"{start.name}-dpo") if folder.exists() else None
 
-    def _training(self, config: Mapping[str, Any], pool: Pool, policy: Model | None, tokens: float) -> Iterator[Need]:
+    def _training(
+        self, config: Mapping[str, Any], pool: Pool, policy: Model | None, tokens: float, rounds: int
+    ) -> Iterator[Need]:
         """At most a pair a prompt; the rows of the reference are those of the strategy's two positions."""
-        dpo, count = build(config["dpo"], "dpo"), float(len(pool.ids))
+        dpo, count, trained = build(config["dpo"], "dpo"), float(len(pool.ids)), self._trained(config, rounds)
         if not dpo.reference_free:
             whole = f"{pool.name}/{pool.n}/{config['ignore_duplicates']}"
             rows = {f"{whole}/{position}": count for position in _positions(config["strategy"])}
             if dpo.reference == "sampler":
-                rows = {f"{whole}/{self._trained(config)}": min(count, CHECKED)}
+                rows = {f"{whole}/{trained}": min(count, CHECKED)}
             there = frozenset(rows) if policy else frozenset[str]()
             yield Need("reference", "reference", label("reference", config), rows, there, tokens, "positions")
-        part = {self._trained(config): 2 * count * (1 - dpo.held_out_share) * dpo.epochs}
+        part = {trained: 2 * count * (1 - dpo.held_out_share) * dpo.epochs}
         there = frozenset(part) if policy else frozenset[str]()
         yield Need("train", "train", label("train", config), part, there, tokens, "policies")
 
@@ -237,13 +239,14 @@ class Work:
         selecting = self.located(config["reward_model"])
         imported = isinstance(selecting, ImportedReward)
         done = self._evaluated(part, fresh, prompts, start, policy, None if imported else selecting)
-        name = f"{self._trained(config)} {key(dict(part))}"
+        trained = self._trained(config, config["rounds"])
+        name = f"{trained} {key(dict(part))}"
         yield Need("evaluate", "evaluate", "evaluate", {name: 0}, frozenset([name] if done else []), 0, "evaluations")
         if done:
             return
         sides = [
-            self._pool(config, fresh, model, prompts, evaluation.n_samples, side)
-            for side, model in (("start", start), ("policy", policy))
+            self._pool(config, fresh, model, prompts, evaluation.n_samples, rounds)
+            for model, rounds in ((start, 0), (policy, config["rounds"]))
         ]
         yield from (self._sampling(config, pool, tokens, fresh, "evaluate") for pool in sides)
         judges = [part["judge"], *([] if imported else [config["reward_model"]])]
@@ -252,7 +255,7 @@ class Work:
         if evaluation.kl_samples:
             rows = float(len(sides[0].ids) * evaluation.kl_samples)
             for side in ("policy", "start"):
-                places = {f"{self._trained(config)}/{side}": rows}
+                places = {f"{trained}/{side}": rows}
                 yield Need("evaluate", "reference", label("reference", config), places, frozenset(), tokens, "")
 
     def _evaluated(
