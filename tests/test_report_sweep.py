@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from sweetspot import manifest as manifests
@@ -16,8 +17,9 @@ from sweetspot.report.cost import cost
 from sweetspot.report.page import TEXTS, fitting, with_codes
 from sweetspot.report.runs import Point, changes
 from sweetspot.report.words import pretty
+from sweetspot.schema import CHECKED
 from sweetspot.stages import Run
-from sweetspot.store import Store
+from sweetspot.store import Store, write_tile
 from sweetspot.strategy import POINTS
 from sweetspot.sweep import collect
 from sweetspot.sweep.folder import Sweep
@@ -27,6 +29,7 @@ from tests.reported import EVIL, make_run, make_sweep
 from tests.test_report import Page
 
 DONE = Outcome("done", "", "", "")
+IFEVAL = {"n_prompts": 4, "prompt_strict": 50.0, "partial": False, "difference": 50.0, "low": 0.0, "high": 100.0}
 POOL = ["Reward distribution", "Selection by n"]
 
 
@@ -161,14 +164,43 @@ def test_strategies_that_differ_in_another_field_than_their_positions_are_apart(
     assert [pretty(name) in told or name in told for name in names] == [True] * 4
 
 
+def test_policies_that_differ_in_more_than_they_should_are_not_compared_and_the_page_says_why(tmp_path: Path) -> None:
+    page = written(make_sweep(tmp_path, [("max", "min"), ("max", "min")]))  # no figure is for two runs of one seed
+    assert "Not compared: runs that are averaged must differ in their seed alone, got (max, min)" in page
+    assert "2 of 2 points are done" in page
+    assert 'id="result"' not in page
+
+
 def test_a_page_that_cannot_be_made_is_one_warning_beside_the_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = make_sweep(tmp_path, [("max", "min"), ("max", "min")])  # no figure is for two runs of one seed
+    sweep = make_sweep(tmp_path, [("max", "min")])
+    edit(sweep, 0, evaluations=[{"name": "eval"}])
     found = {job.number: DONE for job in sweep.jobs}
     assert [path.name for path in collect.write(sweep, found)] == ["sweep.parquet", "sweep.md"]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: the report could not be written: ValueError: runs that are averaged must differ")
+    assert line.startswith("warning: the report could not be written: KeyError: 'k")
+
+
+def test_policies_that_only_ifeval_judged_are_shown(tmp_path: Path) -> None:
+    """Four prompts: the start follows none of their instructions, the policy those of two or of one."""
+    sweep = make_sweep(tmp_path, [("max", "min"), ("random", "random")])
+    for number, follows in ((0, 2), (1, 1)):
+        for side, count in (("policy", follows), ("start", 0)):
+            rows = [
+                {"prompt_id": f"i{row}", "response": "", "instructions": ["x"]}
+                | {"strict": [row < count], "loose": [row < count]}
+                for row in range(4)
+            ]
+            write_tile(
+                tmp_path / "store" / "ifeval" / f"{side}{number}.parquet", pa.Table.from_pylist(rows, CHECKED), {}
+            )
+        place = {"path": f"ifeval/policy{number}.parquet", "start_path": f"ifeval/start{number}.parquet"}
+        edit(sweep, number, evaluations=[{"name": "eval", "kind": "ifeval", "key": f"i{number}", **place, **IFEVAL}])
+    page = Page(written(sweep))
+    assert any(words.startswith("gain of followed instructions (points) of 2") for words in page.values("aria-label"))
+    assert ("th", "gain (points)") in page.words
+    assert ("td", "+50.0") in page.words
 
 
 def test_a_manifest_without_the_start_s_ifeval_says_to_run_the_command_again(tmp_path: Path) -> None:

@@ -34,7 +34,11 @@ Row = Mapping[str, Any]
 MOST_ROWS = 60  # policies in one figure
 MIDDLE = 0.25  # z, within which a position lies in the middle
 MOST_VERTICES = 6_000  # of all training curves in a panel
-UNITS = {"reward": "gain of the judge's reward", "win_rate": "win rate (%)"}
+UNITS = {
+    "reward": "gain of the judge's reward",
+    "win_rate": "win rate (%)",
+    "instructions": "gain of followed instructions (points)",
+}
 PANELS = {
     "loss": "loss",
     "rewards/margin": "margin of the implicit rewards",

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweetspot.component import key as key_of
-from sweetspot.report import runs
+from sweetspot.report import overrides, runs
 from sweetspot.report.cost import cost
 from sweetspot.report.effects import BASELINE, by_n, effects, positions
 from sweetspot.report.pool import of_sweep
@@ -20,8 +19,11 @@ SETTINGS = Settings(resamples=2000, seed=0)
 POOLS = 3  # pools whose curves over n are drawn
 FEW = 5  # training curves that are named one by one
 GRID = 21  # pairs of the seven points
-SEEDS = ("seed",)
-STRATEGIES = ("strategy", "strategy.chosen", "strategy.rejected")
+WHAT = {  # a measure is, and the head of its column
+    "reward": ("Gain of the mean reward by the judge, which selected nothing,", "gain"),
+    "win_rate": ("Win rate by the judge", "win rate (%)"),
+    "instructions": ("Gain of the share of instructions (IFEval) that are followed", "gain (points)"),
+}
 Row = dict[str, Any]
 
 
@@ -73,24 +75,21 @@ class Job:
 def facts(sweep: Swept, jobs: Sequence[Job]) -> Row:
     """All that the template asks for."""
     names = dict.fromkeys(one["name"] for job in jobs if job.manifest for one in job.manifest["evaluations"])
-    settings = _settings(jobs)
-    of_setting = {Path(job.name): setting for job, setting in zip(jobs, settings, strict=True)}
+    given = [job.overrides for job in jobs]
+    of_setting = {Path(job.name): setting for job, setting in zip(jobs, overrides.settings(given), strict=True)}
     points = [Point(Path(job.name), job.manifest) for job in jobs if job.manifest and _readable(job.manifest)]
-    measure = runs.measure_of(points)
-    rows: list[Row] = [
-        {**row, "setting": setting, "n": group[0].n}
-        for setting, group in _comparable(points, measure, of_setting).items()
-        for row in effects(group, measure, SETTINGS)
-    ]
+    measure, called = runs.measure_of(points), overrides.names(given, [job.name for job in jobs])
+    rows, apart = _rows(points, measure, of_setting)
     return {
         "sweep": sweep,
         "evaluations": list(names),
-        "points": [_point(job, name, list(names)) for job, name in zip(jobs, _names(jobs), strict=True)],
+        "points": [_point(job, name, list(names)) for job, name in zip(jobs, called, strict=True)],
         "bad": [job for job in jobs if job.reason and job.standing != "done"],
         "verdict": verdict(rows, jobs),
         "about": list(_about(rows, points, jobs)),
         "rows": sorted(rows, key=lambda row: -row["mean"]),
-        "measure": measure,
+        "apart": apart,
+        "what": WHAT[measure],
         "baseline": rows[0]["baseline"] if rows else "",
         "tested": sum("than_random_p_holm" in row for row in rows),
         "cost": cost(sweep.manifests, sweep.price),
@@ -99,6 +98,18 @@ def facts(sweep: Swept, jobs: Sequence[Job]) -> Row:
         **_figures(rows, points, measure, of_setting),
         **of_sweep(next(iter(_largest_pools(points)), None), points, sweep.texts),
     }
+
+
+def _rows(points: Sequence[Point], measure: str, of: Mapping[Path, str]) -> tuple[list[Row], list[str]]:
+    """What the policies are worth, and why those of a setting are not told: they differ in more than they should."""
+    rows: list[Row] = []
+    apart: list[str] = []
+    for setting, group in _comparable(points, measure, of).items():
+        try:
+            rows += [{**row, "setting": setting, "n": group[0].n} for row in effects(group, measure, SETTINGS)]
+        except ValueError as error:
+            apart.append(str(error))
+    return rows, apart
 
 
 def _figures(rows: Sequence[Row], points: Sequence[Point], measure: str, of: Mapping[Path, str]) -> Row:
@@ -166,34 +177,14 @@ def _readable(manifest: Mapping[str, Any]) -> bool:
     return store is not None and all((Path(store) / place).exists() for _, _, place in runs.artefacts(manifest))
 
 
-def _settings(jobs: Sequence[Job]) -> list[str]:
-    """What distinguishes each job from others beside its strategy and seed ("n_samples=32 dpo.beta=0.1")."""
-    given = [dict(one.lstrip("+").split("=", 1) for one in job.overrides if "=" in one) for job in jobs]
-    keys = dict.fromkeys(key for one in given for key in one if key not in (*STRATEGIES, *SEEDS))
-    varied = [key for key in keys if len({one.get(key) for one in given}) > 1]
-    return [" ".join(f"{key}={_short(one[key])}" for key in varied if key in one) for one in given]
-
-
-def _short(value: str) -> str:
-    """A value as it is told: a long one by its beginning and its key."""
-    return value if len(value) <= 60 else f"{value[:40]}\N{HORIZONTAL ELLIPSIS}{key_of(value)}"
-
-
-def _names(jobs: Sequence[Job]) -> list[str]:
-    """The overrides in which each job differs from others, or its folder where they do not."""
-    given = [set(job.overrides) for job in jobs]
-    shared = set.intersection(*given) if given else set[str]()
-    own = [" ".join(_short(one) for one in job.overrides if one not in shared) for job in jobs]
-    return [name or job.name for name, job in zip(own, jobs, strict=True)]
-
-
-def _evaluated(points: Sequence[Point]) -> list[Point]:
-    return runs.having(points, "evaluation") if any(runs.judged(point) for point in points) else []
+def _evaluated(points: Sequence[Point], measure: str) -> list[Point]:
+    there = any(runs.evaluation(point, measure) for point in points)
+    return runs.having(points, "evaluation", measure) if there else []
 
 
 def _comparable(points: Sequence[Point], measure: str, of: Mapping[Path, str]) -> dict[str, list[Point]]:
     """The evaluated runs by their setting; those that were judged on other prompts of the same setting stand apart."""
-    groups = runs.grouped(_evaluated(points), lambda point: (of[point.folder], _prompts(point, measure)))
+    groups = runs.grouped(_evaluated(points, measure), lambda point: (of[point.folder], _prompts(point, measure)))
     named: dict[str, list[Point]] = {}
     for setting, prompts in groups:
         sets = [one for other, one in groups if other == setting]
