@@ -275,3 +275,19 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
             command.main([*arguments, "--help"])
         shown: Any = capsys.readouterr().out
         assert "examples:\n  python -m sweetspot.store" in shown
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"_target_": "x.PositionPair", "chosen": "max", "rejected": "mu-2sigma", "ddof": 1}, "(max, mu-2sigma)"),
+        (
+            {"_target_": "x.PositionPair", "chosen": "max", "rejected": "mu-2sigma", "ddof": 0},
+            "(max, mu-2sigma; ddof=0)",
+        ),
+        ({"_target_": "own.Scaled", "scale": 2}, "Scaled"),
+        ({}, ""),
+    ],
+)
+def test_a_strategy_is_listed_as_the_paper_writes_it(config: dict[str, Any], name: str) -> None:
+    assert inventory.strategy_name(config) == name

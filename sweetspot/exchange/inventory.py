@@ -152,7 +152,8 @@ def _policy(artefact: Artefact) -> Row:
 def strategy_name(config: dict[str, Any]) -> str:
     """A strategy as the paper writes it, or the name of its class."""
     if "chosen" in config and "rejected" in config:
-        return f"({config['chosen']}, {config['rejected']})"
+        ddof = config.get("ddof", 1)
+        return f"({config['chosen']}, {config['rejected']}{'' if ddof == 1 else f'; ddof={ddof}'})"
     return str(config.get("_target_", "")).rpartition(".")[2]
 
 
