@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: tiny models made once a session, and the embedded policy converted once a machine."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from sweetspot.model import Model
 from tests import tiny
+from tests.running import finish
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,6 +60,69 @@ def tiny_armorm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(tiny_policy: Path) -> Model:
     """The tiny policy as a component."""
     return Model(name="tiny", path=str(tiny_policy), revision=None, system_prompt=None, trust_remote_code=False)
+
+
+@pytest.fixture(scope="session")
+def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve prompts to train on and four held out."""
+    folder = tmp_path_factory.mktemp("prompts")
+    things = ["cats", "rain", "gardens", "tea", "snow", "bread", "music", "stars", "boats", "trees", "rivers", "owls"]
+    (folder / "train.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Tell me about {thing}."}) + "\n" for thing in things)
+    )
+    (folder / "held_out.jsonl").write_text("".join(json.dumps({"prompt": f"Why {n} times?"}) + "\n" for n in range(4)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(prompts_file: Path, tiny_policy: Path, tiny_reward: Path) -> list[str]:
+    """The overrides that put tiny parts everywhere."""
+    reward = [
+        "reward_model=sequence_classifier",
+        f"reward_model.path={tiny_reward}",
+        "reward_model.dtype=float32",
+    ]
+    return [
+        "model=other",
+        f"model.path={tiny_policy}",
+        "data=jsonl",
+        f"data.path={prompts_file}/train.jsonl",
+        f"data.held_out_path={prompts_file}/held_out.jsonl",
+        "sampler=transformers",
+        "sampler.dtype=float32",
+        "sampler.max_tokens=8",
+        "sampler.tile_prompts=4",
+        "sampler.tile_samples=4",
+        "n_samples=8",
+        "strategy=max_min",
+        "dpo.epochs=1",
+        "dpo.autocast=null",
+        "dpo.save_every=2",
+        "launch.threads=1",
+        *reward,
+        "reward_model@eval.judge=sequence_classifier",
+        f"eval.judge.path={tiny_reward}",
+        "eval.judge_name=tiny",
+        "eval.tile_prompts=4",
+        "eval.n_samples=2",
+    ]
+
+
+@pytest.fixture(scope="session")
+def first_run(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with the store and the folder of a run, and its manifest."""
+    folder = tmp_path_factory.mktemp("first_run")
+    return folder, finish(tiny_overrides, folder / "store", folder / "first")
+
+
+@pytest.fixture(scope="module")
+def finished(
+    first_run: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A store of the module's own, and the manifest of the first run on it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    shutil.copytree(first_run[0], folder)
+    return folder / "store", first_run[1]
 
 
 @pytest.fixture

@@ -90,3 +90,10 @@ def test_the_light_part_loads_nothing_heavy(module: str) -> None:
 def test_no_file_passes_300_lines() -> None:
     long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in [*modules(), ROOT / "run.py"]}
     assert {name: lines for name, lines in long.items() if lines > 300} == {}
+
+
+@pytest.mark.xdist_group("grouped")
+def test_one_process_runs_the_tests_of_a_group(request: pytest.FixtureRequest) -> None:
+    """What several tests share is made once; a pytest that pytest-xdist does not know makes it in each process."""
+    if getattr(request.config.option, "loadgroup", False):
+        assert request.node.nodeid.endswith("@grouped")

@@ -1,12 +1,9 @@
 """The whole pipeline on tiny models through run.py: what is made, what is reused, and what a kill costs."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,79 +17,9 @@ from sweetspot.sweep.calibrate import measured
 from sweetspot.sweep.rates import NOTHING
 from sweetspot.sweep.work import Work
 from tests import tiny
+from tests.running import finish, start
 
-ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve prompts to train on and four held out."""
-    folder = tmp_path_factory.mktemp("prompts")
-    things = ["cats", "rain", "gardens", "tea", "snow", "bread", "music", "stars", "boats", "trees", "rivers", "owls"]
-    (folder / "train.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"Tell me about {thing}."}) + "\n" for thing in things)
-    )
-    (folder / "held_out.jsonl").write_text("".join(json.dumps({"prompt": f"Why {n} times?"}) + "\n" for n in range(4)))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_overrides(prompts_file: Path, tiny_policy: Path, tiny_reward: Path) -> list[str]:
-    """The overrides that put tiny parts everywhere."""
-    reward = [
-        "reward_model=sequence_classifier",
-        f"reward_model.path={tiny_reward}",
-        "reward_model.dtype=float32",
-    ]
-    return [
-        "model=other",
-        f"model.path={tiny_policy}",
-        "data=jsonl",
-        f"data.path={prompts_file}/train.jsonl",
-        f"data.held_out_path={prompts_file}/held_out.jsonl",
-        "sampler=transformers",
-        "sampler.dtype=float32",
-        "sampler.max_tokens=8",
-        "sampler.tile_prompts=4",
-        "sampler.tile_samples=4",
-        "n_samples=8",
-        "strategy=max_min",
-        "dpo.epochs=1",
-        "dpo.autocast=null",
-        "dpo.save_every=2",
-        "launch.threads=1",
-        *reward,
-        "reward_model@eval.judge=sequence_classifier",
-        f"eval.judge.path={tiny_reward}",
-        "eval.judge_name=tiny",
-        "eval.tile_prompts=4",
-        "eval.n_samples=2",
-    ]
-
-
-def start(overrides: list[str], store: Path, folder: Path) -> "subprocess.Popen[str]":
-    arguments = [*overrides, f"store={store}", f"hydra.run.dir={folder}"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(
-        [sys.executable, "run.py", *arguments], cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, **pipes
-    )
-
-
-def finish(overrides: list[str], store: Path, folder: Path) -> dict[str, Any]:
-    """The manifest of a run that is expected to succeed."""
-    process = start(overrides, store, folder)
-    output, _ = process.communicate(timeout=600)
-    logs = "".join(path.read_text()[-3000:] for path in folder.glob("jobs/*/log.txt"))
-    assert process.returncode == 0, output + logs
-    return json.loads((folder / "manifest.json").read_text())
-
-
-@pytest.fixture(scope="session")
-def finished(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A store and the manifest of the first run on it."""
-    folder = tmp_path_factory.mktemp("finished")
-    return folder / "store", finish(tiny_overrides, folder / "store", folder / "first")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("runs")]  # one process makes the first run
 
 
 def test_a_run_goes_from_prompts_to_scores(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -309,6 +236,7 @@ def content(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in tiles}
 
 
+@pytest.mark.xdist_group("kills")  # with "runs" a group of its own
 def test_a_run_killed_at_20_random_moments_ends_in_the_same_bytes(tiny_overrides: list[str], tmp_path: Path) -> None:
     overrides = [*tiny_overrides, "until=train"]
     undisturbed = finish(overrides, tmp_path / "alone", tmp_path / "undisturbed")

@@ -1,4 +1,3 @@
-# ruff: noqa: F811 - pytest finds the fixtures of test_run by their names
 """A whole run on an imported pool: prompts, samples and rewards from elsewhere, training and evaluation here."""
 
 import json
@@ -10,7 +9,7 @@ import pytest
 from sweetspot.exchange import command
 from sweetspot.schema import PAIRS
 from sweetspot.store import read_tile
-from tests.test_run import finish, prompts_file, start, tiny_overrides  # noqa: F401 - fixtures
+from tests.running import finish, start
 
 pytestmark = pytest.mark.slow
 THINGS = ["cats", "rain", "gardens", "tea", "snow", "bread", "music", "stars"]

@@ -1,4 +1,3 @@
-# ruff: noqa: F811 - pytest finds the fixtures of test_run by their names
 """Judged evaluations through run.py: what is tested before a run, what a rerun needs, what kills and bad input cost."""
 
 import json
@@ -15,9 +14,9 @@ import pytest
 from sweetspot.schema import SCORES
 from sweetspot.store import read_tile
 from tests.judge_server import JudgeServer
-from tests.test_run import ROOT, finish, finished, prompts_file, start, tiny_overrides  # noqa: F401 - fixtures
+from tests.running import ROOT, finish, start
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("runs")]
 CONNECTIONS = 4  # to the judge
 FAULTS = {"500": 0.05, "429": 0.05, "no_logprobs": 0.02, "html": 0.01, "drop": 0.02}
 ROWS = [{"instruction": f"Say {n}.", "output": f"It is {n}.", "generator": "base"} for n in range(805)]

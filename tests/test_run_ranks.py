@@ -14,12 +14,11 @@ import pytest
 
 from sweetspot.launch import REQUEUE
 from sweetspot.model import Model
+from tests.running import finish, start
 from tests.test_lost_rank import left
-from tests.test_run import finish, finished, prompts_file, start, tiny_overrides
 from tests.test_sampler import VLLM, draw
 
-__all__ = ["finished", "prompts_file", "tiny_overrides"]  # fixtures
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("runs")]
 ENDS = ("reference", "train")
 pytest.importorskip("deepspeed")
 
