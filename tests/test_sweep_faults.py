@@ -60,7 +60,7 @@ def test_each_failure_is_told_with_its_log_and_resubmit_completes_exactly_the_mi
     ways = ("good", "raises", "killed", "hungry", "slow")
     words = [one for one in overrides(tmp_path, tiny_policy, tiny_reward) if not one.startswith("reward_model")]
     words += ["reward_model=python_function", f"reward_model.function={','.join(f'rewards.{way}' for way in ways)}"]
-    asked = ["launcher=slurm", "launcher.plan=simple", "launcher.minutes=1", "launcher.signal_seconds=5"]
+    asked = ["launcher=slurm", "launcher.plan=simple", "launcher.minutes=1", "launcher.signal_seconds=10"]
     asked += ["launcher.requeues=1", "launcher.memory_gb=2", "launcher.cpus=1", "until=select"]
     place = tmp_path / "sweep"
     environment = {**os.environ, "FAULTS": str(faults), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
