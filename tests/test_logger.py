@@ -110,10 +110,37 @@ def test_a_key_in_netrc_counts_for_its_host_only(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("no_key")
-def test_a_broken_netrc_is_named(tmp_path: Path) -> None:
-    (tmp_path / "netrc").write_text("no netrc at all")
-    with pytest.raises(ValueError, match=r"logger.wandb: .*netrc must be a netrc file, got "):
-        check({"wandb": wandb_logger()})
+def test_a_netrc_that_cannot_be_read_is_told_without_its_words_and_keeps_the_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "netrc"
+    logger = wandb_logger()
+    for content in (b"machine a.org login me password two hunter2words\n", b"\xff\xfe\x00"):
+        path.write_bytes(content)
+        (told,) = check({"wandb": logger, "jsonl": JsonlLogger()})
+        assert told.startswith("W&B is offline: ") and str(path) in told and "hunter2" not in told
+        assert logger.resolved_mode() == "offline"
+        with pytest.raises(ValueError, match=r"^logger.wandb.mode must be auto or offline without a W&B key"):
+            check({"wandb": wandb_logger(mode="online")})
+    monkeypatch.setenv("NETRC", "n" * 300)
+    assert check({"wandb": logger}) == [f"W&B is offline: {'n' * 300} cannot be read: File name too long"]
+
+
+@pytest.mark.usefixtures("no_key")
+def test_an_environment_that_cannot_be_met_is_told_in_one_line_and_keeps_the_run_offline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for mode, words in {
+        "online": "WANDB_MODE is online, but no W&B key is known (WANDB_API_KEY)",
+        "o\nf": "WANDB_MODE must be online, offline or disabled, got o f",
+    }.items():
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert check({"wandb": wandb_logger()}) == [f"W&B is offline: {words}"]
+        assert wandb_logger().resolved_mode() == "offline"
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://[x")
+    (told,) = check({"wandb": wandb_logger()})
+    assert told.startswith("W&B is offline: no W&B key could be looked for in ")
 
 
 @pytest.mark.usefixtures("no_key")
@@ -123,13 +150,10 @@ def test_online_without_a_key_is_refused_in_one_line_instead_of_asking() -> None
 
 
 @pytest.mark.usefixtures("no_key")
-def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_mode_is_refused() -> None:
     config = {**to_config(wandb_logger()), "mode": "of"}
     with pytest.raises(ValueError, match=r"logger.mode: must be 'auto', 'online' or 'offline', got 'of'"):
         build(config, "logger")
-    monkeypatch.setenv("WANDB_MODE", "of")
-    with pytest.raises(ValueError, match=r"WANDB_MODE must be online, offline or disabled, got of"):
-        check({"wandb": wandb_logger()})
 
 
 def test_what_is_no_logger_is_refused() -> None:
@@ -145,12 +169,31 @@ def test_only_a_logger_that_sends_no_texts_asks_for_a_report_without_them() -> N
 
 
 @pytest.mark.usefixtures("no_key")
-def test_a_missing_package_is_refused_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_a_run_goes_on_without_this_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "path_importer_cache", {})
     monkeypatch.setattr(sys, "modules", {name: one for name, one in sys.modules.items() if name != "wandb"})
-    with pytest.raises(ValueError, match=r"wandb must be installed, got none; pip install 'sweetspot\[wandb\]'"):
-        check({"wandb": wandb_logger()})
+    loggers, told = {"wandb": wandb_logger(), "jsonl": JsonlLogger()}, list[str]()
+    assert check(loggers) == []
+    logs = open_all(loggers, tmp_path, {}, "run", told)
+    logs.log({"loss": 1.0})
+    words = "wandb must be installed, got none; pip install 'sweetspot[wandb]'"
+    assert told == [f"logging to wandb ended: {words}; the run goes on without it"]
+    assert capsys.readouterr().err == f"warning: {told[0]}\n"
+    assert len(lines(tmp_path)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_key")
+def test_offline_runs_are_kept_beside_a_netrc_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("no netrc at all")
+    logs, _ = opened(tmp_path / "run", mode="auto")
+    logs.log({"step": 1, "loss": 0.5})
+    logs.close({}, [])
+    assert logs.warnings == []
+    assert [row["train/loss"] for row in history(records(*offline_files(tmp_path / "run"))) if "train/loss" in row]
 
 
 def records(path: Path) -> list[Any]:

@@ -82,8 +82,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, tiny_rewa
     (broken / "log.jsonl").mkdir(parents=True)
     (broken / "wandb").write_text("")
     failing = ["n_samples=8", "strategy=max_min", "until=select", f"hydra.run.dir={broken}"]
+    keyless = {name: value for name, value in environment.items() if name != "WANDB_API_KEY"} | {"WANDB_MODE": "online"}
     with ThreadPoolExecutor() as both:
-        broken_said = both.submit(run, [*shared, *failing], environment)
+        broken_said = both.submit(run, [*shared, *failing], keyless)
         run([*shared, *again, f"hydra.run.dir='{folder}/n_samples=8,strategy=max_min'"], environment)
     collected = [sys.executable, "-m", "sweetspot.sweep", "collect", str(folder)]
     environment["PYTHONPATH"] = str(ROOT)
@@ -230,8 +231,10 @@ def test_a_run_whose_logs_all_fail_ends_as_it_would(swept: Swept) -> None:
     manifest = json.loads((swept.folder.parent / "broken" / "manifest.json").read_text())
     told = [line for line in manifest["warnings"] if line.startswith("logging to ")]
     assert sorted(line.split()[2] for line in told) == ["jsonl", "wandb"]
-    for line in told:
-        assert f"warning: {line}\n" in swept.broken
+    keyless = "W&B is offline: WANDB_MODE is online, but no W&B key is known (WANDB_API_KEY)"
+    assert keyless in manifest["warnings"]
+    for line in (*told, keyless):
+        assert swept.broken.count(f"warning: {line}\n") == 1
     assert manifest["rounds"][0]["pairs"]["kept"] == pairs_of(swept, "n_samples=8,strategy=max_min").num_rows
     assert (swept.folder.parent / "broken" / "report.html").exists()
 

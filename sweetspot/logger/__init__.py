@@ -42,8 +42,8 @@ class Sink(Protocol):
 class Logger(Protocol):
     """Where the metrics of a run go."""
 
-    def check(self) -> None:
-        """Nothing, or ValueError in one line, for what the user has to put right before a run."""
+    def check(self) -> list[str]:
+        """What should be known before a run, a line each; ValueError in one line where a setting cannot be met."""
         ...
 
     def open(self, folder: Path, config: Mapping[str, Any], name: str) -> Sink:
@@ -118,17 +118,19 @@ def open_all(
     return logs
 
 
-def check(loggers: Mapping[str, Logger]) -> None:
-    """Have every logger look for what the user has to put right. What is no logger is refused as well.
+def check(loggers: Mapping[str, Logger]) -> list[str]:
+    """What should be known of the loggers before a run, a line each.
 
     Raises:
-        ValueError: one line.
+        ValueError: in one line, for a setting that cannot be met, and for what is no logger.
     """
+    told: list[str] = []
     for name, logger in loggers.items():
         if not isinstance(logger, Logger):
             chosen = f"; choose it as well: logger={name}" if isinstance(logger, Mapping) else ""
             raise ValueError(f"logger.{name} must be a Logger, got {type(logger).__name__}{chosen}")
-        logger.check()
+        told += logger.check()
+    return told
 
 
 def withhold_texts(loggers: Mapping[str, Logger]) -> bool:
