@@ -183,7 +183,7 @@ class WandbRun:
         text = path.read_text(encoding="utf-8")
         if path.suffix != ".json":
             return self.hidden.known(text)
-        return json.dumps(self.hidden.scrubbed(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(self.hidden.manifest(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if self.fault:
