@@ -27,6 +27,7 @@ from sweetspot.sweep.points import point_name
 
 ROOT = Path(__file__).parent.parent
 BLOCK = 32 * 1024
+GOES_ON = "the run goes on without it"
 CONFIG = {"n_samples": 16, "strategy": {"chosen": "max", "rejected": "mu-2sigma"}}
 
 
@@ -79,6 +80,37 @@ def test_without_a_logger_there_is_no_file(tmp_path: Path) -> None:
     logs.log({"loss": 1.0})
     logs.close({}, [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_log_takes_a_step_of_a_training_once_however_often_the_run_goes_on(tmp_path: Path) -> None:
+    def go_on(names: list[str], policy: str, steps: list[int]) -> None:
+        logs = open_all({name: JsonlLogger() for name in names}, tmp_path, {}, "run", [])
+        for name in names:
+            logs.sinks[name].path = tmp_path / f"{name}.jsonl"  # pyright: ignore
+        for step in steps:
+            logs.curve(policy, {"step": step, "loss": 0.5})
+        logs.curve(policy, {"pairs": 7})
+        assert logs.warnings == []
+
+    def taken(name: str) -> list[int]:
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        return [row["step"] for row in rows if "step" in row]
+
+    go_on(["a"], "first", [1, 2])  # killed here
+    go_on(["a"], "first", [2, 3, 4])  # from the checkpoint of step 1
+    go_on(["a", "b"], "first", [1, 2, 3, 4])  # it was there already, for one of the logs
+    go_on(["a"], "second", [1, 2])  # another round
+    assert taken("a") == [1, 2, 3, 4, 1, 2]
+    assert taken("b") == [1, 2, 3, 4]
+    assert (tmp_path / "a.jsonl").read_text().count('"pairs": 7') == 4
+
+
+def test_a_curve_whose_steps_cannot_be_kept_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "curves.txt").mkdir()
+    told: list[str] = []
+    logs = open_all({"jsonl": JsonlLogger()}, tmp_path, {}, "run", told)
+    logs.curve("policy", {"step": 1})
+    assert told == ["logging to jsonl ended: [Errno 21] Is a directory: " + f"'{tmp_path}/curves.txt'; " + GOES_ON]
 
 
 @pytest.mark.parametrize(
