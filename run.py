@@ -183,10 +183,10 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
         The manifest's path. A run that stops at an error leaves a manifest of the stages that it finished.
     """
     console, started = Console(), datetime.now(UTC)
-    loggers.check(settings.logger)
+    told = loggers.check(settings.logger)
     settings.launch.workers(settings.sampler.group)  # devices that are not there are told before anything is made
     training = settings.dpo, settings.deepspeed, settings.launch
-    told = stages.check_training(*training) if settings.reaches("train") else []
+    told += stages.check_training(*training) if settings.reaches("train") else []
     prompts = settings.data.load()
     evaluations = settings.evaluations(_choices().get("eval", "evaluation"))
     if prompts.held_out.num_rows == 0 and any(isinstance(one, HeldOut) for one in evaluations.values()):

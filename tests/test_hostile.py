@@ -27,6 +27,7 @@ from sweetspot.store import Store
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep.command import main as sweep_command
 from sweetspot.visible import in_markdown, one_line, visible
+from tests import tiny
 from tests.hostile import HALF, HOSTILE, STEERING
 from tests.test_logger import ROOT, opened
 from tests.test_sweep_command import status, sweep_of
@@ -169,6 +170,22 @@ def test_a_store_is_listed_and_exported_plainly_whatever_its_parts_are_called(
     page = rendered(card.split("---\n", 2)[2])
     assert set(re.findall(r"<(?!/)([a-z0-9]+)", page)) <= {"h1", "h2", "p", "ul", "li", "code", "pre"}
     assert html.escape("f`[bold]<script>\\u202e.jsonl", quote=False) in page
+
+
+@EACH
+def test_the_card_of_a_model_shows_names_and_values_as_text(text: str) -> None:
+    pytest.importorskip("torch")
+    from sweetspot.trainer.history import model_card
+
+    history = [{"step": 1, "loss": 0.7, "rewards/margin": 0.0, "rewards/accuracy": 0.5}]
+    facts = {"title": text, "strategy": f"a|b {text}", f"| {text}": "<script>alert(1)</script>", "reward_model": "rm_1"}
+    card = model_card(facts, tiny.dpo(), {"pairs": 10}, history)
+    assert is_plain(card)
+    page = rendered(card.split("---\n", 2)[2])
+    assert set(re.findall(r"<(?!/)([a-z0-9]+)", page)) <= {"h1", "h2", "table", "thead", "tbody", "tr", "th", "td"}
+    cells = [line.count("<td>") for line in page.split("<tr>")[1:] if "<td>" in line]
+    assert set(cells) == {2}
+    assert "| reward_model | rm_1 |\n| pairs | 10 |\n" in card
 
 
 def test_half_a_surrogate_pair_in_an_import_is_refused_and_its_row_is_named(

@@ -21,11 +21,13 @@ from sweetspot.logger import Logs, check, open_all, withhold_texts
 from sweetspot.logger import wandb_logger as wandb_logger_module
 from sweetspot.logger.jsonl import JsonlLogger
 from sweetspot.logger.private import Private, private
+from sweetspot.logger.secret import tells
 from sweetspot.logger.wandb_logger import WITHOUT_TEXTS, WandbLogger, WandbRun
 from sweetspot.sweep.points import point_name
 
 ROOT = Path(__file__).parent.parent
 BLOCK = 32 * 1024
+GOES_ON = "the run goes on without it"
 CONFIG = {"n_samples": 16, "strategy": {"chosen": "max", "rejected": "mu-2sigma"}}
 
 
@@ -80,6 +82,37 @@ def test_without_a_logger_there_is_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_each_log_takes_a_step_of_a_training_once_however_often_the_run_goes_on(tmp_path: Path) -> None:
+    def go_on(names: list[str], policy: str, steps: list[int]) -> None:
+        logs = open_all({name: JsonlLogger() for name in names}, tmp_path, {}, "run", [])
+        for name in names:
+            logs.sinks[name].path = tmp_path / f"{name}.jsonl"  # pyright: ignore
+        for step in steps:
+            logs.curve(policy, {"step": step, "loss": 0.5})
+        logs.curve(policy, {"pairs": 7})
+        assert logs.warnings == []
+
+    def taken(name: str) -> list[int]:
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        return [row["step"] for row in rows if "step" in row]
+
+    go_on(["a"], "first", [1, 2])  # killed here
+    go_on(["a"], "first", [2, 3, 4])  # from the checkpoint of step 1
+    go_on(["a", "b"], "first", [1, 2, 3, 4])  # it was there already, for one of the logs
+    go_on(["a"], "second", [1, 2])  # another round
+    assert taken("a") == [1, 2, 3, 4, 1, 2]
+    assert taken("b") == [1, 2, 3, 4]
+    assert (tmp_path / "a.jsonl").read_text().count('"pairs": 7') == 4
+
+
+def test_a_curve_whose_steps_cannot_be_kept_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "curves.txt").mkdir()
+    told: list[str] = []
+    logs = open_all({"jsonl": JsonlLogger()}, tmp_path, {}, "run", told)
+    logs.curve("policy", {"step": 1})
+    assert told == ["logging to jsonl ended: [Errno 21] Is a directory: " + f"'{tmp_path}/curves.txt'; " + GOES_ON]
+
+
 @pytest.mark.parametrize(
     ("mode", "environment", "expected"),
     [
@@ -110,10 +143,37 @@ def test_a_key_in_netrc_counts_for_its_host_only(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("no_key")
-def test_a_broken_netrc_is_named(tmp_path: Path) -> None:
-    (tmp_path / "netrc").write_text("no netrc at all")
-    with pytest.raises(ValueError, match=r"logger.wandb: .*netrc must be a netrc file, got "):
-        check({"wandb": wandb_logger()})
+def test_a_netrc_that_cannot_be_read_is_told_without_its_words_and_keeps_the_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "netrc"
+    logger = wandb_logger()
+    for content in (b"machine a.org login me password two hunter2words\n", b"\xff\xfe\x00"):
+        path.write_bytes(content)
+        (told,) = check({"wandb": logger, "jsonl": JsonlLogger()})
+        assert told.startswith("W&B is offline: ") and str(path) in told and "hunter2" not in told
+        assert logger.resolved_mode() == "offline"
+        with pytest.raises(ValueError, match=r"^logger.wandb.mode must be auto or offline without a W&B key"):
+            check({"wandb": wandb_logger(mode="online")})
+    monkeypatch.setenv("NETRC", "n" * 300)
+    assert check({"wandb": logger}) == [f"W&B is offline: {'n' * 300} cannot be read: File name too long"]
+
+
+@pytest.mark.usefixtures("no_key")
+def test_an_environment_that_cannot_be_met_is_told_in_one_line_and_keeps_the_run_offline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for mode, words in {
+        "online": "WANDB_MODE is online, but no W&B key is known (WANDB_API_KEY)",
+        "o\nf": "WANDB_MODE must be online, offline or disabled, got o f",
+    }.items():
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert check({"wandb": wandb_logger()}) == [f"W&B is offline: {words}"]
+        assert wandb_logger().resolved_mode() == "offline"
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://[x")
+    (told,) = check({"wandb": wandb_logger()})
+    assert told.startswith("W&B is offline: no W&B key could be looked for in ")
 
 
 @pytest.mark.usefixtures("no_key")
@@ -123,13 +183,10 @@ def test_online_without_a_key_is_refused_in_one_line_instead_of_asking() -> None
 
 
 @pytest.mark.usefixtures("no_key")
-def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_mode_is_refused() -> None:
     config = {**to_config(wandb_logger()), "mode": "of"}
     with pytest.raises(ValueError, match=r"logger.mode: must be 'auto', 'online' or 'offline', got 'of'"):
         build(config, "logger")
-    monkeypatch.setenv("WANDB_MODE", "of")
-    with pytest.raises(ValueError, match=r"WANDB_MODE must be online, offline or disabled, got of"):
-        check({"wandb": wandb_logger()})
 
 
 def test_what_is_no_logger_is_refused() -> None:
@@ -145,12 +202,31 @@ def test_only_a_logger_that_sends_no_texts_asks_for_a_report_without_them() -> N
 
 
 @pytest.mark.usefixtures("no_key")
-def test_a_missing_package_is_refused_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_a_run_goes_on_without_this_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "path_importer_cache", {})
     monkeypatch.setattr(sys, "modules", {name: one for name, one in sys.modules.items() if name != "wandb"})
-    with pytest.raises(ValueError, match=r"wandb must be installed, got none; pip install 'sweetspot\[wandb\]'"):
-        check({"wandb": wandb_logger()})
+    loggers, told = {"wandb": wandb_logger(), "jsonl": JsonlLogger()}, list[str]()
+    assert check(loggers) == []
+    logs = open_all(loggers, tmp_path, {}, "run", told)
+    logs.log({"loss": 1.0})
+    words = "wandb must be installed, got none; pip install 'sweetspot[wandb]'"
+    assert told == [f"logging to wandb ended: {words}; the run goes on without it"]
+    assert capsys.readouterr().err == f"warning: {told[0]}\n"
+    assert len(lines(tmp_path)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_key")
+def test_offline_runs_are_kept_beside_a_netrc_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("no netrc at all")
+    logs, _ = opened(tmp_path / "run", mode="auto")
+    logs.log({"step": 1, "loss": 0.5})
+    logs.close({}, [])
+    assert logs.warnings == []
+    assert [row["train/loss"] for row in history(records(*offline_files(tmp_path / "run"))) if "train/loss" in row]
 
 
 def records(path: Path) -> list[Any]:
@@ -269,6 +345,8 @@ def test_wandb_says_in_one_line_where_the_metrics_are_and_how_to_send_them(wandb
 
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
+TYPED = "sk-typed-0a1b2c3d"
+KEPT = "0123456789abcdef"  # the key of an artefact
 
 
 def opened(folder: Path, config: dict[str, Any] | None = None, **changed: Any) -> tuple[Logs, WandbRun]:
@@ -435,20 +513,36 @@ def test_nothing_private_is_in_what_wandb_keeps(tmp_path: Path, monkeypatch: pyt
         "store": f"{home}/my store",
         "model": {"path": "/scratch/alice/llama", "system_prompt": "Answer like Rosebud."},
         "head": socket.gethostname(),
-        "judge": {"base_url": "http://alice:pass@node17:8000/v1"},
+        "judge": {
+            "base_url": "http://alice:pass@node17:8000/v1",
+            "extra": {"api_key": "short", "extra_headers": {"Authorization": f"Bearer {TYPED}"}, "max_tokens": 1},
+            "key_variable": "OPENAI_API_KEY",
+        },
+        "file": "file:///scratch/bob/k",
         "note": f"key {SECRET}",
     }
-    (tmp_path / "report.html").write_text(f"<p>Where is Rosebud?</p> {home}/x")
+    (tmp_path / "report.html").write_text(f"<p>Where is Rosebud?</p> {home}/x {TYPED} file:///scratch/bob/k")
     (tmp_path / WITHOUT_TEXTS).write_text(f"<p>What was asked is not told.</p> {home}/x")
     command = "python run.py 'model.system_prompt=Answer like Rosebud.'"
-    (tmp_path / "manifest.json").write_text(json.dumps({"command": command, "config": config, "store": str(home)}))
+    found = {"judge_key": KEPT, "warnings": [f"{TYPED} was refused"]}
+    manifest = {"command": command, "config": config, "store": str(home), **found}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     logs, _ = opened(tmp_path, config, text=text)
     logs.table("pairs", pa.Table.from_pylist([PAIR, PAIR, PAIR]))
     logs.close({}, [tmp_path / name for name in ("manifest.json", "report.html", WITHOUT_TEXTS)])
     assert logs.warnings == []
     kept = {path: path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file()}
     whole = b"".join(kept.values())
-    for word in ("homeofalice", "/scratch", "node17", SECRET, str(tmp_path), *([] if text else ["Rosebud"])):
+    for word in (
+        "homeofalice",
+        "/scratch",
+        "node17",
+        SECRET,
+        TYPED,
+        "short",
+        str(tmp_path),
+        *([] if text else ["Rosebud"]),
+    ):
         assert word.encode() not in whole, word
     if len(socket.gethostname()) > 3:  # a shorter one may occur by chance
         assert socket.gethostname().encode() not in whole
@@ -467,6 +561,8 @@ def test_nothing_private_is_in_what_wandb_keeps(tmp_path: Path, monkeypatch: pyt
     assert sent["judge.base_url"] == "http://…:8000/v1"
     (manifest,) = (json.loads(data) for path, data in kept.items() if path.name.endswith("manifest.json"))
     assert manifest["command"] == "…"  # with texts and without
+    assert (manifest["judge_key"], manifest["warnings"]) == (KEPT, ["… was refused"])
+    assert (sent["judge.extra.max_tokens"], sent["judge.key_variable"]) == (1, "OPENAI_API_KEY")
     names = [one.artifact.name.partition("-")[0] for one in found if one.WhichOneof("record_type") == "artifact"]
     assert names == ["run", "manifest", "report"]
     (page,) = (data.decode() for path, data in kept.items() if path.name.endswith("report.html"))
@@ -492,6 +588,72 @@ def test_paths_hosts_and_texts_are_taken_out_and_words_stay() -> None:
     assert hidden.scrubbed({"a": [{"system_prompt": "x", "b": ("/c/d", 1)}]}) == {
         "a": [{"system_prompt": "…", "b": ["…/d", 1]}]
     }
+
+
+def test_secrets_that_were_typed_are_hidden_by_their_keys_and_wherever_else_they_occur() -> None:
+    config = {
+        "eval.judge.base_url": "https://api.example.com/v1?api-version=2&api_key=sk-in%2Faddress#top",
+        "eval.judge.extra.api_key": "sk-plain-text",
+        "eval.judge.extra.extra_headers.Authorization": f"Bearer {TYPED}",
+        "eval.judge.extra.extra_headers.X-Auth-Token": 97531864,
+        "eval.judge.extra.auth.user": "b",
+        "eval.judge.key_variable": "OPENAI_API_KEY",
+        "eval.mirrors": ["https://bob:hunter2@words@mirror.org/x", {"clientSecret": "xyzzy-plugh"}],
+        "sampler.max_tokens": 512,
+        "sampler.stop_tokens": ["<end>"],
+        "seconds_per_token": 2,
+        "data.pool": KEPT,
+    }
+    hidden = private(config, True)
+    assert hidden.scrubbed(config) == {
+        **config,
+        "eval.judge.base_url": "https://api.example.com/v1?api-version=2&api_key=…#top",
+        "eval.judge.extra.api_key": "…",
+        "eval.judge.extra.extra_headers.Authorization": "…",
+        "eval.judge.extra.extra_headers.X-Auth-Token": "…",
+        "eval.judge.extra.auth.user": "…",
+        "eval.mirrors": ["https://mirror.org/x", {"clientSecret": "…"}],
+    }
+    asked = f"asked with {TYPED}: https://api.example.com/v1/models?api_key=sk-in%2Faddress"
+    for clean in (hidden.text, hidden.said, hidden.known):
+        found = clean(f"{asked} answered sk-in/address, 97531864; sk-plain-text hunter2@words xyzzy-plugh")
+        assert found == ("asked with …: https://api.example.com/v1/models?api_key=… answered …, …; … … …")
+    facts = {"key": KEPT, "judge_key": KEPT, "tokens": 5, "mean_tokens": 2.5, "token": "s3cr3t", "of": [{"key": KEPT}]}
+    assert hidden.manifest({**facts, "config": {"key": KEPT}}) == {**facts, "token": "…", "config": {"key": "…"}}
+
+
+def test_no_key_of_the_configuration_files_is_taken_for_that_of_a_secret() -> None:
+    texts = [path.read_text() for path in (ROOT / "conf").rglob("*.yaml")]
+    names = {name for text in texts for name in re.findall(r"^ *(\w+):", text, re.MULTILINE)}
+    assert {"key_variable", "max_tokens", "eos_token"} <= names
+    assert [name for name in names if tells(name)] == []
+
+
+def test_addresses_lose_user_password_secret_parameters_and_absolute_paths() -> None:
+    hidden = private({}, True)
+    for before, after in {
+        "https://user:p@ss@a.org:80/v1": "https://a.org:80/v1",
+        "see https://token@a.org, and b@c.org": "see https://a.org, and b@c.org",
+        "wss://a.org/?q=tea&access_token=x&X-Amz-Signature=y": "wss://a.org/?q=tea&access_token=…&X-Amz-Signature=…",
+        "file:///scratch/bob/k": "file://…/k",
+        "file:///scratch/bob/my k": "file://…/my k",
+        "from file:///scratch/bob/k, file://nas/bob/k": "from file://…/k, file://…/k",
+        "sqlite:////scratch/bob/k.db": "sqlite://…/k.db",
+        "https://a.org/scratch/k": "https://a.org/scratch/k",
+    }.items():
+        assert hidden.text(before) == after
+        assert hidden.text(after) == after
+
+
+def test_overrides_and_names_end_at_a_secret_that_was_typed() -> None:
+    key = "eval.judge.extra"
+    hidden = private({f"{key}.api_key": "short", f"{key}.max_tokens": 4}, True)
+    for typed in (f"+{key}.api_key=short", f"{key}={{api_key:short}}", f"{key}.auth_token=1234"):
+        assert re.fullmatch(rf"{re.escape(typed.partition('=')[0])}=…-[0-9a-f]{{8}}", hidden.override(typed))
+    for typed in (f"{key}.max_tokens=4", f"{key}={{max_tokens:4}}", "eval.judge.key_variable=KEY"):
+        assert hidden.override(typed) == typed
+    found = hidden.name(point_name(["n_samples=4", f"+{key}.api_key=short", "seed=1"]), {f"{key}.api_key": "short"})
+    assert re.fullmatch(rf"n_samples=4,\+{key}.api_key=…-[0-9a-f]{{8}}", found)
 
 
 def test_the_name_of_a_run_has_no_private_value_and_stays_unique() -> None:

@@ -194,6 +194,16 @@ def test_a_page_without_texts_has_the_figures_and_nothing_private(tmp_path: Path
     assert ("code", "…/store") in page.words
 
 
+def test_the_configuration_of_a_report_shows_no_secret_that_was_typed(tmp_path: Path) -> None:
+    manifest = make_run(tmp_path, "sample")
+    facts = json.loads(manifest.read_text())
+    facts["config"]["judge"] = {"api_key": "short", "base_url": "https://me:pass@a.org/v1?key=s3cr3t", "max_tokens": 7}
+    manifest.write_text(json.dumps(facts))
+    for path in (report.write(manifest), report.write_without_texts(manifest, tmp_path)):
+        (shown,) = (text for tag, text in Page(path.read_text()).words if tag == "pre" and "max_tokens: 7" in text)
+        assert "api_key: …" in shown and "base_url: https://a.org/v1?key=…\n" in shown
+
+
 class Taken(JsonLines):
     """A log that notes the names and beginnings of the files that it is given."""
 

@@ -16,6 +16,7 @@ import pytest
 
 from sweetspot.component import build, to_config
 from sweetspot.dpo import DPO
+from sweetspot.logger import Logs
 from sweetspot.model import Model, Probe, load_tokenizer
 from sweetspot.reward_model import SequenceClassifier
 from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
@@ -48,13 +49,24 @@ class Kept:
         """Nothing is left to do."""
 
 
+def kept(run: Run) -> list[Mapping[str, Any]]:
+    """What the run has logged."""
+    sink = run.log.sinks["kept"]
+    assert isinstance(sink, Kept)
+    return sink.rows
+
+
+def steps(run: Run) -> list[int]:
+    return [row["step"] for row in kept(run) if "step" in row]
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run(
         Store(tmp_path / "store"),
         tmp_path,
         tiny.launch(threads=1, devices=None, lease_seconds=60),
-        Kept(),
+        Logs({"kept": Kept()}, folder=tmp_path),
         remake_corrupt=False,
     )
 
@@ -210,6 +222,11 @@ def test_a_reference_free_loss_computes_no_reference_and_keeps_none_in_its_key(
     assert made[0].key == made[1].key
     assert not (run.store.root / "logprobs").exists()
     assert made[0].history[0]["rewards/chosen"] < 0
+    assert steps(run) == [row["step"] for row in made[0].history] != []
+    other_run = dataclasses.replace(run, folder=tmp_path / "other run", log=Logs({"kept": Kept()}), stages=[], began=[])
+    reused = train(pairs, tiny_model, tiny_model, settings, tiny.deepspeed(), {}, other_run)
+    assert [stage.made for stage in other_run.stages] == [0]
+    assert [row for row in kept(other_run) if "step" in row] == reused.history == made[0].history
 
 
 def test_reference_rows_are_stale_when_model_template_or_pool_change(

@@ -82,8 +82,10 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, tiny_rewa
     (broken / "log.jsonl").mkdir(parents=True)
     (broken / "wandb").write_text("")
     failing = ["n_samples=8", "strategy=max_min", "until=select", f"hydra.run.dir={broken}"]
+    keyless = {name: value for name, value in environment.items() if name != "WANDB_API_KEY"} | {"WANDB_MODE": "online"}
     with ThreadPoolExecutor() as both:
-        broken_said = both.submit(run, [*shared, *failing], environment)
+        broken_said = both.submit(run, [*shared, *failing], keyless)
+        both.submit(run, [*shared, *again, f"hydra.run.dir={place / 'cached'}"], environment)
         run([*shared, *again, f"hydra.run.dir='{folder}/n_samples=8,strategy=max_min'"], environment)
     collected = [sys.executable, "-m", "sweetspot.sweep", "collect", str(folder)]
     environment["PYTHONPATH"] = str(ROOT)
@@ -153,6 +155,19 @@ def test_every_job_has_the_training_curve_of_its_policy(swept: Swept) -> None:
         assert [row["train/step"] for row in curve] == [row["step"] for row in kept]
         assert [row["train/loss"] for row in curve] == pytest.approx([row["loss"] for row in kept])
         assert all(f"train/{name}" in row for row in curve for name in ("rewards/margin", "learning_rate"))
+
+
+def test_a_run_whose_policy_was_there_has_the_same_curve_in_every_log(swept: Swept) -> None:
+    job = "n_samples=8,strategy=max_min"
+    cached = swept.folder.parent / "cached"
+    manifest = json.loads((cached / "manifest.json").read_text())
+    assert [(one["made"], one["reused"]) for one in manifest["stages"] if one["name"] == "train"] == [(0, 1)]
+    (file,) = (cached / "wandb").glob("offline-run-*/*.wandb")
+    curves = [[row for row in history(records(path)) if "train/loss" in row] for path in (file, swept.files(job)[0])]
+    whole = [[(row["train/step"], row["train/loss"], row["train/rewards/margin"]) for row in rows] for rows in curves]
+    assert whole[0] == whole[1] != []
+    lines = [json.loads(line) for line in (cached / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in lines if "step" in row] == [row[:2] for row in whole[0]]
 
 
 def test_the_bins_of_a_histogram_span_the_rewards(swept: Swept) -> None:
@@ -230,8 +245,10 @@ def test_a_run_whose_logs_all_fail_ends_as_it_would(swept: Swept) -> None:
     manifest = json.loads((swept.folder.parent / "broken" / "manifest.json").read_text())
     told = [line for line in manifest["warnings"] if line.startswith("logging to ")]
     assert sorted(line.split()[2] for line in told) == ["jsonl", "wandb"]
-    for line in told:
-        assert f"warning: {line}\n" in swept.broken
+    keyless = "W&B is offline: WANDB_MODE is online, but no W&B key is known (WANDB_API_KEY)"
+    assert keyless in manifest["warnings"]
+    for line in (*told, keyless):
+        assert swept.broken.count(f"warning: {line}\n") == 1
     assert manifest["rounds"][0]["pairs"]["kept"] == pairs_of(swept, "n_samples=8,strategy=max_min").num_rows
     assert (swept.folder.parent / "broken" / "report.html").exists()
 

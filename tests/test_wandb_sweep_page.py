@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sweetspot.component import to_config
-from sweetspot.sweep import collect, folder
+from sweetspot.sweep import collect, folder, summary
 from sweetspot.sweep.folder import Job, Sweep
 from sweetspot.sweep.outcome import Outcome
 from sweetspot.sweep.points import point_name
@@ -71,6 +71,18 @@ def test_the_page_in_wandb_has_results_and_nothing_private(tmp_path: Path, text:
     assert re.findall(r'href="(?!#)', page) == []
     own = (tmp_path / "sweep.html").read_text()
     assert "tresor" in own and "geheim000" in own and "<article" in own
+
+
+def test_a_secret_in_a_mapping_that_a_failed_job_was_given_is_hidden_in_its_name(tmp_path: Path) -> None:
+    typed = ["+eval.judge.extra={api_key:short,n:[{token:s3cr3t-enough}]}", "data.path={broken", r"x.note=a\ b"]
+    found = summary._typed(typed)
+    n = {"eval.judge.extra.api_key": "short", "eval.judge.extra.n": [{"token": "s3cr3t-enough"}]}
+    assert found == {**n, "data.path": "{broken", "x.note": "a b"}
+    sweep = make_sweep(tmp_path, PAIRS)
+    job = replace(sweep.jobs[0], overrides=tuple(typed), name=point_name(typed))
+    hidden = summary._private(replace(sweep, jobs=(job,)), [], [], True)
+    assert re.fullmatch(r"\+eval.judge.extra=-…-[0-9a-f]{8}", hidden.name(job.name, found))
+    assert hidden.text("s3cr3t-enough is wrong") == "… is wrong"
 
 
 def test_a_logger_that_is_not_there_or_has_other_settings_ends_no_collect(

@@ -16,6 +16,7 @@ from rich.console import Console
 from sweetspot.visible import one_line
 
 BINS = 64  # of a histogram
+CURVES = "curves.txt"  # in a run's folder: a line for each step of a training that a log of it has taken
 
 
 class Sink(Protocol):
@@ -42,8 +43,8 @@ class Sink(Protocol):
 class Logger(Protocol):
     """Where the metrics of a run go."""
 
-    def check(self) -> None:
-        """Nothing, or ValueError in one line, for what the user has to put right before a run."""
+    def check(self) -> list[str]:
+        """What should be known before a run, a line each; ValueError in one line where a setting cannot be met."""
         ...
 
     def open(self, folder: Path, config: Mapping[str, Any], name: str) -> Sink:
@@ -56,14 +57,27 @@ class Logs:
 
     Attributes:
         warnings: a line for each that failed.
+        folder: the run's; None for logs that are never opened again.
     """
 
-    def __init__(self, sinks: Mapping[str, Sink], warnings: list[str] | None = None) -> None:
-        self.sinks, self.warnings = dict(sinks), [] if warnings is None else warnings
+    def __init__(
+        self, sinks: Mapping[str, Sink], warnings: list[str] | None = None, folder: Path | None = None
+    ) -> None:
+        self.sinks, self.warnings, self.folder = dict(sinks), [] if warnings is None else warnings, folder
+        self._taken: set[str] | None = None
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """As in `Sink`."""
         self._each(lambda sink: sink.log(metrics))
+
+    def curve(self, trained: str, metrics: Mapping[str, Any]) -> None:
+        """As `log`, of the training of the model with this key. A step of it is taken once by each log, whichever run
+        made it, and however often this one goes on in its folder."""
+        if "step" not in metrics:
+            return self.log(metrics)
+        for name in list(self.sinks):
+            self._each(lambda sink, at=name: self._step(sink, f"{at} {trained} {metrics['step']}", metrics), name)
+        return None
 
     def histogram(self, name: str, values: NDArray[Any]) -> None:
         """As in `Sink`."""
@@ -84,8 +98,22 @@ class Logs:
         self.warnings.append(f"logging to {name} ended: {told}; the run goes on without it")
         warn(self.warnings[-1])
 
-    def _each(self, do: Callable[[Sink], None]) -> None:
+    def _step(self, sink: Sink, entry: str, metrics: Mapping[str, Any]) -> None:
+        path = self.folder / CURVES if self.folder else None
+        if self._taken is None:
+            self._taken = set(path.read_text().splitlines()) if path and path.exists() else set()
+        if entry in self._taken:
+            return
+        sink.log(metrics)
+        self._taken.add(entry)
+        if path:
+            with path.open("a") as file:
+                file.write(f"{entry}\n")
+
+    def _each(self, do: Callable[[Sink], None], only: str | None = None) -> None:
         for name, sink in list(self.sinks.items()):
+            if only not in (None, name):
+                continue
             try:
                 do(sink)
             except Exception as error:  # whatever a service or a disk does: the run is worth more than its log
@@ -109,7 +137,7 @@ def open_all(
         name: of the run.
         warnings: gets a line more for each log that fails, now or later.
     """
-    logs = Logs({}, warnings)
+    logs = Logs({}, warnings, folder)
     for at, logger in loggers.items():
         try:
             logs.sinks[at] = logger.open(folder, config, name)
@@ -118,17 +146,19 @@ def open_all(
     return logs
 
 
-def check(loggers: Mapping[str, Logger]) -> None:
-    """Have every logger look for what the user has to put right. What is no logger is refused as well.
+def check(loggers: Mapping[str, Logger]) -> list[str]:
+    """What should be known of the loggers before a run, a line each.
 
     Raises:
-        ValueError: one line.
+        ValueError: in one line, for a setting that cannot be met, and for what is no logger.
     """
+    told: list[str] = []
     for name, logger in loggers.items():
         if not isinstance(logger, Logger):
             chosen = f"; choose it as well: logger={name}" if isinstance(logger, Mapping) else ""
             raise ValueError(f"logger.{name} must be a Logger, got {type(logger).__name__}{chosen}")
-        logger.check()
+        told += logger.check()
+    return told
 
 
 def withhold_texts(loggers: Mapping[str, Logger]) -> bool:

@@ -17,8 +17,9 @@ from sweetspot.logger import binned
 class JsonlLogger:
     """Metrics go to log.jsonl in the run's folder, one JSON object a line, each with its time."""
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """Nothing can be wrong."""
+        return []
 
     def open(self, folder: Path, config: Mapping[str, Any], name: str) -> "JsonLines":
         """The run's log.jsonl, lengthened where there is one; a half-written last line of it is cut off."""

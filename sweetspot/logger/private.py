@@ -5,22 +5,25 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from markupsafe import escape
 
-HIDDEN = "…"
+from sweetspot.logger.secret import HIDDEN, below, is_secret, plain, secrets, tells
+
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 SHORTEST = 8  # characters of a key or a private text that is looked for in other texts
 ENDS = r"\s'\",;()\[\]{}<>|"  # characters that end a path within a text
 PATH = re.compile(rf"(?<![\w./~…<])(?!(?<=:)//)(?:~[\w.-]*)?/[^{ENDS}]+")
-URL = re.compile(r"\b(\w+)://(?:[^/\s@'\"]*@)?([^/\s:'\"]+)")
+ABSOLUTE = re.compile(rf"\b(file://|\w+://(?=/))([^{ENDS}]+)", re.IGNORECASE)  # a path as an address
+URL = re.compile(r"\b(\w+)://([^/\s:'\"]+)")
 TEXTS = ("system_prompt", "chat_template")  # keys whose values are text of conversations
 NEVER = ("head", "command")  # keys whose values name other machines, or repeat private values somehow quoted
 READ = ("folder", "history", "path", "prompts", "start_path", "store", "tiles")  # places, which no page shows
+KEYS = ("key", "judge_key")  # of artefacts, in a manifest
 NAMED = re.compile(r"[^A-Za-z0-9_.=,+@-]+")  # what the name of a run has "-" for
 
 
@@ -30,7 +33,8 @@ class Private:
 
     Attributes:
         keys: of mappings, whose texts are taken out whole.
-        words: values of secret variables and private texts, taken out wherever they occur, as in HTML too.
+        words: values of secret variables, secrets of the configuration, and private texts, taken out wherever they
+            occur, as in HTML too.
         places: values of the configuration that are a path or an address, and what is left of each.
         folders: of this user, taken out wherever they occur.
         hosts: names of this machine, taken out as whole words.
@@ -44,40 +48,47 @@ class Private:
     hosts: tuple[str, ...]
     users: tuple[str, ...]
 
-    def scrubbed(self, value: Any, kept: Sequence[str] = ()) -> Any:
-        """The value with every text in it, keys of mappings included, cleaned by `text`; what lies under the keys
-        `kept` stays as it is."""
-        if isinstance(value, str):
-            return self.text(value)
+    def scrubbed(self, value: Any, kept: Sequence[str] = (), name: str = "") -> Any:
+        """The value without what is private: secrets by their keys, and every text in it cleaned by `text`, keys of
+        mappings included.
+
+        Args:
+            value: of any depth.
+            kept: what lies under these keys stays as it is.
+            name: the key that the value lies under.
+        """
         if isinstance(value, Mapping):
             return {
-                self.text(str(name)): part if name in kept else self._part(str(name), part, kept)
-                for name, part in value.items()
+                self.text(str(key)): part if key in kept else self.scrubbed(part, kept, below(name, str(key)))
+                for key, part in value.items()
             }
         if isinstance(value, list | tuple):
-            return [self.scrubbed(part, kept) for part in value]
-        return value
+            return [self.scrubbed(part, kept, name) for part in value]
+        if is_secret(value, name) or (isinstance(value, str) and name.rpartition(".")[2] in self.keys):
+            return HIDDEN
+        return self.text(value) if isinstance(value, str) else value
 
-    def manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """A manifest without what is private, from which its artefacts can still be read."""
-        return {**self.scrubbed(manifest, READ), "config": self.scrubbed(manifest["config"])}
+    def manifest(self, manifest: Mapping[str, Any], kept: Sequence[str] = ()) -> dict[str, Any]:
+        """A manifest without what is private; what lies under the keys `kept`, but for the configuration, stays."""
+        config = {"config": self.scrubbed(manifest["config"])} if "config" in manifest else {}
+        return {**self.scrubbed(manifest, (*KEYS, *kept)), **config}
 
     def text(self, value: str) -> str:
         """The text with absolute paths cut to their last name, and without hosts, secrets and private texts."""
-        value = _without(value, self.words)
-        if re.match(r"[~/]", value):  # the whole is a path, blanks included
-            return self._place(value)
+        value = plain(_without(value, self.words))
+        if whole := re.match(r"(file://)?(?=[~/])", value):  # the whole is a path, blanks included
+            return whole[0] + self._place(value[whole.end() :])
         for place in (place for place, _ in self.places if re.match(rf"[~/].*[{ENDS}]", place)):
             value = re.sub(rf"{re.escape(place)}[^{ENDS}]*", lambda found: self._place(found[0]), value)
+        value = ABSOLUTE.sub(lambda found: found[1] + self._place(f"/{found[2]}"), value)
         value = PATH.sub(lambda found: self._place(found[0]), value)
         return self.known(URL.sub(_public, value))
 
     def said(self, value: str) -> str:
         """What somebody wrote, as it is but for secrets, private texts and the configuration's own paths."""
-        value = _without(value, self.words)
         for place, left in self.places:
             value = value.replace(place, left).replace(str(escape(place)), left)
-        return value
+        return _without(value, self.words)
 
     def known(self, value: str) -> str:
         """The text without secrets, private texts, the folders of this user and the machine's names."""
@@ -95,26 +106,24 @@ class Private:
             name: as `sweep.points.point_name` makes it.
             config: flat, as it was composed.
         """
-        keys = [key for key, value in config.items() if self._part(key, value) != value]
+        keys = [key for key, value in config.items() if self.scrubbed(value, (), key) != value]
         ends = [*map(_sets, keys), *(rf"(?<![A-Za-z0-9]){re.escape(key)}[=-]" for key in self.keys)]
         cuts = [found.end() for end in ends if (found := re.search(end, name))]
         found = name[: min(cuts)] + HIDDEN if cuts else name
-        found = _without(found, [NAMED.sub("-", word) for word in (*self.words, *self.folders)])
+        within = (NAMED.sub("-", word) for word in (*self.words, *self.folders))
+        found = _without(found, [word for word in within if len(word) >= SHORTEST])
         found = self.text(found)
         return found if found == name else f"{found}-{_hash(name)}"
 
     def override(self, override: str) -> str:
         """A word of the command line as it is, or where its value is private, its key and a hash of the whole."""
         key, _, value = override.partition("=")
-        plain = re.sub(r"\\(.)", r"\1", value)  # Hydra writes "a\ b" for "a b"
-        within = re.search(rf"\b({'|'.join(map(re.escape, self.keys))})\W*:", value)  # {system_prompt: ...}
-        if not within and all(self._part(key, one) == one for one in (value, plain)):
+        typed = re.sub(r"\\(.)", r"\1", value)  # Hydra writes "a\ b" for "a b"
+        within = re.findall(r"([\w-]+)['\"]?\s*:", value)  # {system_prompt: ...}
+        hides = any(name in self.keys or tells(name) for name in within)
+        if not hides and all(self.scrubbed(one, (), key) == one for one in (value, typed)):
             return override
         return f"{key}={HIDDEN}-{_hash(override)}"
-
-    def _part(self, name: str, part: Any, kept: Sequence[str] = ()) -> Any:
-        hides = isinstance(part, str) and name.rpartition(".")[2] in self.keys
-        return HIDDEN if hides else self.scrubbed(part, kept)
 
     def _place(self, path: str) -> str:
         last = path.rstrip("/").rpartition("/")[2]
@@ -129,19 +138,21 @@ def private(config: Mapping[str, Any], text: bool, withheld: Iterable[str] = ())
         text: whether texts of conversations may leave it.
         withheld: further texts that may not.
     """
-    secrets = [value for name, value in os.environ.items() if SECRET.search(name)]
+    known = [value for name, value in os.environ.items() if SECRET.search(name)]
     texts = [] if text else [value for key, value in config.items() if key.rpartition(".")[2] in TEXTS and value]
     folders = [str(place) for place in (Path.home(), Path.cwd(), tempfile.gettempdir())]
     hosts = {socket.gethostname(), socket.getfqdn()} - {"localhost"}
     found = Private(
         keys=(*NEVER, *([] if text else TEXTS)),
-        words=_longest_first(word for word in (*secrets, *texts, *withheld) if len(word) >= SHORTEST),
+        words=_longest_first(word for word in (*known, *secrets(config), *texts, *withheld) if len(word) >= SHORTEST),
         places=(),
         folders=_longest_first(one for one in folders if one != "/"),
         hosts=_longest_first(hosts),
         users=(Path.home().name, *(os.environ[name] for name in ("USER", "LOGNAME") if os.environ.get(name))),
     )
-    values = _longest_first(one for one in config.values() if isinstance(one, str) and re.match(r"[~/]|\w+://", one))
+    values = _longest_first(
+        place for one in _texts(config) if re.match(r"([~/]|\w+:/)..", one) for place in _places(one)
+    )
     return replace(found, places=tuple((one, left) for one in values if (left := found.text(one)) != one))
 
 
@@ -151,6 +162,17 @@ def flat(config: Any, at: str = "") -> dict[str, Any]:
         return {at: config}
     parts = {f"{at}.{name}" if at else str(name): part for name, part in config.items()}
     return {key: value for name, part in parts.items() for key, value in flat(part, name).items()}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text of a configuration, whatever it lies in."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    yield from ([value] if isinstance(value, str) else (text for part in parts for text in _texts(part)))
+
+
+def _places(value: str) -> tuple[str, str]:
+    """A path or an address, and a path that is written as an address without its scheme."""
+    return value, re.sub(r"^file:(//)?(?=/)", "", value)
 
 
 def _longest_first(words: Iterable[str]) -> tuple[str, ...]:
@@ -175,7 +197,7 @@ def _without(value: str, words: Iterable[str]) -> str:
 
 
 def _public(found: re.Match[str]) -> str:
-    """An address without user and password, and without a host that only a network of its own knows."""
+    """An address without a host that only a network of its own knows."""
     scheme, host = found.groups()
     inside = host != "localhost" and ("." not in host or re.fullmatch(r"[\d.]+|.*\.(local|internal|lan|cluster)", host))
     return f"{scheme}://{HIDDEN if inside and host != '127.0.0.1' else host}"

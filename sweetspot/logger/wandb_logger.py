@@ -6,7 +6,6 @@ knows no more of this machine than it is told: an environment without keys of ot
 """
 
 import json
-import netrc
 import os
 import queue
 import shlex
@@ -18,7 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 from typing import Annotated, Any, Literal
-from urllib.parse import urlparse
 
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -28,9 +26,9 @@ from rich.console import Console
 from sweetspot.component import component, json_values
 from sweetspot.logger import binned
 from sweetspot.logger.private import Private, flat, private
+from sweetspot.logger.wandb_mode import Mode, resolved
 from sweetspot.visible import visible
 
-WANDB_HOST = "https://api.wandb.ai"
 TEXTS = ("messages", "chosen", "rejected")  # columns of pairs
 PAGE, WITHOUT_TEXTS = "report.html", "report-without-texts.html"
 LEAVING_SECONDS = 10.0  # of waiting for W&B, where a cluster may take the node away
@@ -68,25 +66,24 @@ class WandbLogger:
     table_rows: int = Field(ge=1, le=200_000)
     timeout_seconds: float = Field(gt=0)
 
-    def check(self) -> None:
-        """Nothing, where wandb is installed and a key is known or none is needed.
+    def check(self) -> list[str]:
+        """What of this machine keeps the metrics from going where it says; they are kept offline then.
 
         Raises:
-            ValueError: otherwise.
+            ValueError: `mode` is online and no key is known.
         """
-        if find_spec("wandb") is None:
-            rule = "logger.wandb: wandb must be installed, got none; pip install 'sweetspot[wandb]'"
-            raise ValueError(f"{rule}, or set logger=jsonl")
-        self.resolved_mode()
+        return resolved(self.mode)[1]
 
     def open(self, folder: Path, config: Mapping[str, Any], name: str) -> "WandbRun":
         """The W&B run of this folder: a new one, or the one whose id lies in wandb-id.txt.
 
         Raises:
             ValueError: as `check`.
+            WandbError: when wandb is not installed.
             OSError: when nothing can be written there.
         """
-        self.check()
+        if find_spec("wandb") is None:
+            raise WandbError("wandb must be installed, got none; pip install 'sweetspot[wandb]'")
         composed = flat(config)
         hidden = private(composed, self.text)
         mode, group = self.resolved_mode(), self.group or _sweep(folder)
@@ -105,27 +102,13 @@ class WandbLogger:
         }
         return WandbRun(self, folder, mode, settings, hidden)
 
-    def resolved_mode(self) -> Literal["online", "offline", "disabled"]:
+    def resolved_mode(self) -> Mode:
         """Where the metrics will go.
 
         Raises:
-            ValueError: `mode` is online and no key is known, or WANDB_MODE is none of W&B's.
+            ValueError: as `check`.
         """
-        asked = os.environ.get("WANDB_MODE", "auto") if self.mode == "auto" else self.mode
-        match asked:
-            case "offline" | "dryrun":
-                return "offline"
-            case "disabled":
-                return "disabled"
-            case "auto" | "online" | "run" | "shared":
-                if _key_is_known():
-                    return "online"
-                if asked != "auto":
-                    rule = "logger.wandb.mode must be auto or offline without a W&B key (WANDB_API_KEY)"
-                    raise ValueError(f"{rule}, got {asked}")
-                return "offline"
-            case _:
-                raise ValueError(f"WANDB_MODE must be online, offline or disabled, got {asked}")
+        return resolved(self.mode)[0]
 
 
 class WandbRun:
@@ -200,7 +183,7 @@ class WandbRun:
         text = path.read_text(encoding="utf-8")
         if path.suffix != ".json":
             return self.hidden.known(text)
-        return json.dumps(self.hidden.scrubbed(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(self.hidden.manifest(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if self.fault:
@@ -282,17 +265,3 @@ def _kept_id(path: Path) -> str:
         beside.write_text(token_hex(4) + "\n")
         beside.replace(path)
     return path.read_text().strip()
-
-
-def _key_is_known() -> bool:
-    """Whether W&B would find a key without asking for it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    if not path.is_file():
-        return False
-    host = urlparse(os.environ.get("WANDB_BASE_URL", WANDB_HOST)).hostname or ""
-    try:
-        return host in netrc.netrc(path).hosts
-    except netrc.NetrcParseError as error:
-        raise ValueError(f"logger.wandb: {path} must be a netrc file, got {error}") from None

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from sweetspot.logger import Logger, Logs, withhold_texts
-from sweetspot.logger.private import flat, private
+from sweetspot.logger.private import READ, flat, private
+from sweetspot.logger.secret import without_secrets
 from sweetspot.logger.wandb_logger import WITHOUT_TEXTS
 from sweetspot.report import page
 from sweetspot.report.answers import read_answers
@@ -88,7 +89,7 @@ def write_without_texts(manifest_path: Path, folder: Path) -> Path:
     composed = flat(manifest["config"])
     hidden = private(composed, text=False)
     name = hidden.name(manifest_path.parent.name, composed)
-    shown = {**hidden.manifest(manifest), "command": name, "store": hidden.text(manifest["store"])}
+    shown = {**hidden.manifest(manifest, READ), "command": name, "store": hidden.text(manifest["store"])}
     return page.replace(folder / WITHOUT_TEXTS, _page(shown, manifest["store"], texts=False))
 
 
@@ -98,7 +99,8 @@ def _page(manifest: Mapping[str, Any], place: str, texts: bool = True) -> str:
     rounds = [_round(turn, found, manifest, store, texts) for turn, found in enumerate(manifest["rounds"], 1)]
     evaluations = [_evaluation(turn, found, store, texts) for turn, found in enumerate(manifest["evaluations"], 1)]
     shown = [one for part in (*rounds, *evaluations) for one in part["shown"]]
-    launcher = manifest["config"].get("launcher") or {}
+    config = without_secrets(manifest["config"])
+    launcher = config.get("launcher") or {}
     return page.render(
         "report.html.j2",
         manifest=manifest,
@@ -109,7 +111,7 @@ def _page(manifest: Mapping[str, Any], place: str, texts: bool = True) -> str:
         cost=cost([manifest], launcher.get("price_per_device_hour")),
         limit=page.fitting(one for prompt in shown for one in prompt.texts),
         keys=list(artefacts(manifest)),
-        config=yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True, width=100)[:CONFIGURATION],
+        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100)[:CONFIGURATION],
     )
 
 

@@ -54,6 +54,8 @@ def train(
 ) -> Policy:
     """The policy that DPO makes of `start` on the pairs, against the log-probabilities of `reference`.
 
+    Its training curve is in the run's logs, also where the policy was there already.
+
     A reference-free loss has none: no log-probability is computed, and the reference is no part of the policy's key.
 
     Raises:
@@ -76,8 +78,11 @@ def train(
     logprobs, error = reference_logprobs(pairs.samples, wanted, reference, dpo, run)
     started = time.monotonic()
     made = make_once(folder, lambda: _make(folder, pairs, wanted, logprobs, start, dpo, deepspeed, card, run), run)
+    policy = _read(name, folder, start, error)
+    for row in policy.history:  # of a policy that another run has trained, or begun
+        run.log.curve(name, row)
     run.did("train", "policies", int(made), int(not made), started)
-    return _read(name, folder, start, error)
+    return policy
 
 
 def _read(name: str, folder: Path, start: Model, error: dict[str, float] | None) -> Policy:
@@ -113,7 +118,7 @@ def _make(
             "output": str(scratch.absolute()),
             "card": dict(card),
         }
-        run.train("train", "sweetspot.trainer", job, deepspeed, dpo)
+        run.train("train", "sweetspot.trainer", job, deepspeed, dpo, folder.name)
         rows.unlink()
 
 

@@ -85,7 +85,7 @@ def finetune(model: SftModel, base: Model, deepspeed: DeepSpeed, run: Run) -> Mo
                 "output": str(scratch.absolute()),
                 "card": {"title": f"{model.name}, fine-tuned by sweetspot", "base": base.name},
             }
-            run.train("sft", "sweetspot.trainer.sft", job, deepspeed, model.sft)
+            run.train("sft", "sweetspot.trainer.sft", job, deepspeed, model.sft, name)
             rows.unlink()
 
     made = make_once(folder, train, run)

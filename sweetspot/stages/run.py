@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 from sweetspot import launch, ranks
 from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.launch import Launch
-from sweetspot.logger import Sink
+from sweetspot.logger import Logs
 from sweetspot.sft import SFT
 from sweetspot.store import CorruptTileError, Store, read_tile
 from sweetspot.tile import Cover, Group, Plan
@@ -39,7 +40,7 @@ class Run:
     store: Store
     folder: Path
     launch: Launch
-    log: Sink
+    log: Logs
     remake_corrupt: bool
     before: dict[str, Callable[[], None]] = dataclasses.field(default_factory=dict[str, Callable[[], None]])
     stages: list[Stage] = dataclasses.field(default_factory=list[Stage])
@@ -83,22 +84,26 @@ class Run:
         job: Mapping[str, Any],
         deepspeed: DeepSpeed,
         settings: DPO | SFT,
+        trained: str,
         until: Callable[[], bool] = lambda: False,
     ) -> None:
         """Run a training job: in one process, or on a rank for each device of this node and of the others.
 
         Args:
             settings: of the training.
+            trained: the key of what it makes, by which its curve is logged.
             until: True when the job has been done elsewhere.
         """
         spread, environment = ranks.fitted(self.launch, settings.batch_size), settings.environment()
-        if not deepspeed.stage and ranks.total(spread) == 1:
-            return self.work(title, module, job, environment)
+        take = partial(self.log.curve, trained)
         self._begin()
+        if not deepspeed.stage and ranks.total(spread) == 1:
+            alone = {**self.launch.environment(), **environment}
+            return launch.run(module, job, self._job_folder(title), alone, take)
         more = {**environment, **(ranks.deepspeed_environment() if deepspeed.stage else {})}
         own = [{**one, **more} for one in ranks.environments(spread)]
         timeout = self.launch.timeout_seconds
-        return ranks.run(module, job, self._job_folder(title), own, self.log.log, timeout, until)
+        return ranks.run(module, job, self._job_folder(title), own, take, timeout, until)
 
     def lend(self, title: str, module: str, folder: Path, deepspeed: DeepSpeed, settings: DPO | SFT) -> None:
         """On another node than the first: lend its ranks to a training job until what it makes is in its place.
@@ -109,7 +114,8 @@ class Run:
             WorkerError: when a rank is lost, or the first node does not put the model into its place.
         """
         if not folder.exists():
-            self.train(title, module, {"deepspeed": {"stage": deepspeed.stage}}, deepspeed, settings, folder.exists)
+            job = {"deepspeed": {"stage": deepspeed.stage}}
+            self.train(title, module, job, deepspeed, settings, folder.name, folder.exists)
         deadline = time.monotonic() + self.launch.timeout_seconds
         while not folder.exists():
             if time.monotonic() > deadline:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from sweetspot import report
 from sweetspot.component import build
 from sweetspot.logger import open_all, warn
-from sweetspot.logger.private import HIDDEN, Private, flat, private
+from sweetspot.logger.private import HIDDEN, READ, Private, flat, private
 from sweetspot.logger.wandb_logger import WandbLogger
 from sweetspot.sweep.folder import Sweep
 from sweetspot.sweep.points import key_of
@@ -60,7 +60,7 @@ def send(sweep: Sweep, table: Sequence[Facts], facts: report.Swept, jobs: Sequen
 
 def _swept(facts: report.Swept, name: str, hidden: Private, text: bool) -> report.Swept:
     """What the page shows of the whole sweep, under its name in place of its command."""
-    manifests = [hidden.manifest(one) for one in facts.manifests]
+    manifests = [hidden.manifest(one, READ) for one in facts.manifests]
     stores = [hidden.text(one) for one in facts.stores]
     return replace(facts, command=name, manifests=manifests, stores=stores, texts=text)
 
@@ -74,7 +74,7 @@ def _job(job: report.Job, name: str, hidden: Private, text: bool) -> report.Job:
         log=HIDDEN,
         page=None,
         overrides=[hidden.override(one) for one in job.overrides],
-        manifest=hidden.manifest(job.manifest) if job.manifest else None,
+        manifest=hidden.manifest(job.manifest, READ) if job.manifest else None,
     )
 
 
@@ -98,7 +98,7 @@ def _private(sweep: Sweep, table: Sequence[Facts], manifests: Sequence[Facts], t
     places = {"folder": str(sweep.folder), "directory": sweep.directory, "program": sweep.program}
     logs = {f"log {row['number']}": row["log"] for row in table}
     stores = {f"store {number}": manifest.get("store") for number, manifest in enumerate(manifests)}
-    typed = {f"{job.name}.{key}": value for job in sweep.jobs for key, value in _typed(job.overrides).items()}
+    typed = {f"typed {job.number}.{key}": value for job in sweep.jobs for key, value in _typed(job.overrides).items()}
     composed = {
         f"{number}.{key}": value
         for number, manifest in enumerate(manifests)
@@ -109,9 +109,23 @@ def _private(sweep: Sweep, table: Sequence[Facts], manifests: Sequence[Facts], t
     return private(everything, text, [] if text else [sweep.command, *reasons])
 
 
-def _typed(overrides: Sequence[str]) -> dict[str, str]:
-    """The values on the command line, by their keys."""
-    return {key_of(one).lstrip("+~"): re.sub(r"\\(.)", r"\1", one.partition("=")[2]) for one in overrides}
+def _typed(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values on the command line, by their dotted keys."""
+    return flat({key_of(one).lstrip("+~"): _value(one) for one in overrides})
+
+
+def _value(override: str) -> Any:
+    """The value of a word of the command line: a mapping or a list as such, and all else as its text."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    text = override.partition("=")[2]
+    if not text.startswith(("{", "[")):
+        return re.sub(r"\\(.)", r"\1", text)
+    try:
+        return OverridesParser.create().parse_override(override).value()
+    except HydraException:  # what it is not for Hydra it is for nobody
+        return text
 
 
 def _row(row: Facts, names: Mapping[str, str], hidden: Private, text: bool) -> dict[str, Any]:

@@ -65,5 +65,5 @@ def _train(job: dict[str, Any], session: Session, emit: Emit) -> None:
     tokenizer.save_pretrained(output)
     (output / COUNTS).write_text(json.dumps(counts) + "\n")
     told = {"pairs": len(pairs), **{f"pairs dropped as {why}": count for why, count in dropped.items()}}
-    (output / "README.md").write_text(model_card(job["card"], dpo, told, history.rows()))
+    (output / "README.md").write_text(model_card(job["card"], dpo, told, history.rows()), encoding="utf-8")
     record_digest(output)

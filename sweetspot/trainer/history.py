@@ -9,6 +9,7 @@ from sweetspot.component import identity
 from sweetspot.dpo import DPO
 from sweetspot.model import FINGERPRINT
 from sweetspot.sft import SFT
+from sweetspot.visible import in_markdown
 
 HISTORY = "history.jsonl"
 COUNTS = "pairs.json"  # how many pairs were trained on, and how many were left out
@@ -50,6 +51,8 @@ def model_card(
 ) -> str:
     """The README of a model: where it comes from, its hyper-parameters, and how its training went.
 
+    Names and values are shown as text, whatever they hold.
+
     Args:
         card: title and facts of data and start model.
         settings: those that it was trained with.
@@ -66,7 +69,7 @@ def model_card(
         for name in curves
         for when, row in (("first", history[0]), ("last", history[-1]))
     }
-    title = card.get("title", "A policy trained by sweetspot")
+    title = in_markdown(str(card.get("title", "A policy trained by sweetspot")))
     facts = {name: value for name, value in card.items() if name != "title"}
     sections = (
         ("Data and start model", {**facts, **counts}),
@@ -87,4 +90,4 @@ def finished(output: Path) -> bool:
 
 
 def _rows(table: Mapping[str, Any]) -> str:
-    return "".join(f"| {name} | {value} |\n" for name, value in table.items())
+    return "".join(f"| {in_markdown(str(name))} | {in_markdown(str(value))} |\n" for name, value in table.items())

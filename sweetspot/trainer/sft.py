@@ -88,5 +88,5 @@ def _train(job: dict[str, Any], session: Session, emit: Emit) -> None:
     network.save_pretrained(output, state_dict=weights)
     tokenizer.save_pretrained(output)
     (output / CONVERSATIONS).write_text(json.dumps(counts) + "\n")
-    (output / "README.md").write_text(model_card(job["card"], sft, counts, history.rows()))
+    (output / "README.md").write_text(model_card(job["card"], sft, counts, history.rows()), encoding="utf-8")
     record_digest(output)
