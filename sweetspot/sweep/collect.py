@@ -1,6 +1,5 @@
 """One table of a sweep: a row a job, whatever finished, from manifests alone."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,13 +10,14 @@ import pyarrow.parquet as pq
 
 from sweetspot import report
 from sweetspot.manifest import flat_metrics
+from sweetspot.manifest import read as read_manifest
 from sweetspot.report import Swept
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep import summary
 from sweetspot.sweep.folder import Job, Sweep
 from sweetspot.sweep.forecast import STAGES
 from sweetspot.sweep.outcome import Outcome
-from sweetspot.visible import in_markdown, visible
+from sweetspot.visible import encodable, in_markdown, visible
 
 SHOWN = ("job", "standing", "reason", "kept", "chosen_z", "rejected_z", "margin", "log")
 OTHERS = {"select": "start and end", "sft": "prepare"}
@@ -31,15 +31,17 @@ def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
         found: how each job stands, by number.
     """
     return [
-        {
-            "job": job.name,
-            "number": job.number,
-            "overrides": " ".join(job.overrides),
-            "standing": found[job.number].standing,
-            "reason": visible(found[job.number].reason),
-            "log": _log(sweep, job),
-            **_numbers(sweep.path(job) / "manifest.json"),
-        }
+        encodable(
+            {
+                "job": job.name,
+                "number": job.number,
+                "overrides": " ".join(job.overrides),
+                "standing": found[job.number].standing,
+                "reason": visible(found[job.number].reason),
+                "log": _log(sweep, job),
+                **_numbers(sweep.path(job) / "manifest.json"),
+            }
+        )
         for job in sweep.jobs
         if job.part == "run"
     ]
@@ -92,7 +94,7 @@ def _facts(sweep: Sweep, found: Mapping[int, Outcome]) -> tuple[Swept, list[repo
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_manifest(path) if path.exists() else None
 
 
 def _log(sweep: Sweep, job: Job) -> str:
@@ -111,7 +113,7 @@ def stage_seconds(sweep: Sweep, numbers: Sequence[int]) -> dict[str, float] | No
         status, path = folders.read_status(sweep.path(job)), sweep.path(job) / "manifest.json"
         if status is None or status.ended is None or status.state != "done" or not path.exists():
             return None
-        stages = json.loads(path.read_text())["stages"]
+        stages = read_manifest(path)["stages"]
         for stage in stages:
             found[_stage(stage["name"])] += stage["seconds"]
         whole = datetime.fromisoformat(status.ended) - datetime.fromisoformat(status.started)
@@ -137,7 +139,7 @@ def _numbers(path: Path) -> dict[str, Any]:
     """The numbers of a manifest as columns; those of the last round's pairs also by their bare names."""
     if not path.exists():
         return {}
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    manifest = read_manifest(path)
     pairs = manifest["rounds"][-1].get("pairs", {}) if manifest["rounds"] else {}
     flat = {name: float(value) for name, value in flat_metrics(manifest).items()}
     bare = {name: float(pairs[name]) for name in PAIRS if pairs.get(name) is not None}
