@@ -193,7 +193,7 @@ def pipeline(settings: Settings, config: Mapping[str, Any], folder: Path, comman
         raise ValueError(
             "data: no prompt is held out, so there is nothing to evaluate on; hold some out, or set until=train"
         )
-    told += stages.cautions(settings.strategy, settings.n_samples, prompts.duplicates)
+    told += stages.cautions(settings.strategy, settings.n_samples, prompts)
     told += stages.check(evaluations)
     store = opened(settings.store)
     facts: dict[str, Any] = {"warnings": told, "rounds": [], "evaluations": []}
@@ -274,7 +274,7 @@ def _stages(
     subject = Subject(model, start, prompts.held_out, settings.sampler, selecting, settings.dpo)
     for result in stages.evaluate(evaluations, subject, settings.deepspeed, run):
         facts["evaluations"].append(manifests.of_evaluation(result))
-        facts["warnings"] += [line for line in [result.metrics.get("order_warning")] if line]
+        facts["warnings"] += [line for name in ("order_warning", "text_warning") if (line := result.metrics.get(name))]
 
 
 def _tell(error: Exception) -> NoReturn:

@@ -22,7 +22,9 @@ from rich.text import Text
 from experiments import runs
 from experiments.repeats import as_table, repeated
 from experiments.runs import Point, Settings
+from sweetspot.component import json_values
 from sweetspot.distribution import Curve
+from sweetspot.report.svg import drawable
 from sweetspot.store import StoreError
 from sweetspot.visible import in_markdown, one_line, visible
 
@@ -66,7 +68,7 @@ def write(found: Found, points: Sequence[Point], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "comparison.md", folder / "runs.jsonl"]
     paths[0].write_text(comparison(found), encoding="utf-8")
-    manifests = [{**point.manifest, "store": point.config["store"]} for point in points]
+    manifests = [json_values({**point.manifest, "store": point.config["store"]}) for point in points]
     paths[1].write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in manifests), encoding="utf-8")
     for name, rows in found.tables.items():
         if rows:
@@ -78,6 +80,7 @@ def write(found: Found, points: Sequence[Point], folder: Path) -> list[Path]:
         for kind in ("png", "svg"):
             paths.append(folder / f"{name}.{kind}")
             with matplotlib.rc_context(STYLE):
+                drawable(figure)
                 figure.savefig(paths[-1], metadata={"Date": None} if kind == "svg" else None)
     return paths
 

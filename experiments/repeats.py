@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweetspot.visible import encodable
+
 Rows = Sequence[Mapping[str, Any]]
 Label = tuple[Any, ...]
 COUNTS = ("prompts", "pairs", "kept", "steps", "documents", "runs")  # and columns that end in _prompts, ...
@@ -23,9 +25,9 @@ ROUNDING = 1e-6  # by which a figure may lie outside, of 1 or of its limits wher
 
 
 def as_table(rows: Rows) -> pa.Table:
-    """The rows as a table: every column that a row has; what another lacks is null."""
+    """The rows as a table: every column that a row has; what another lacks is null, half a surrogate pair an escape."""
     columns = dict.fromkeys(column for row in rows for column in row)
-    return pa.Table.from_pydict({column: [row.get(column) for row in rows] for column in columns})
+    return pa.Table.from_pydict({encodable(name): [encodable(row.get(name)) for row in rows] for name in columns})
 
 
 def repeated(tables: Mapping[str, Rows], folder: Path) -> list[str]:

@@ -1,10 +1,10 @@
 """The runs in the folders of runs and sweeps; what they are worth is read by `sweetspot.report`: `runs`, `groups` of
 seeds, and their win rate at equal `length`."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from sweetspot import manifest as manifests
 from sweetspot.report.groups import Group, against, differing, effect, group, settings_of, with_holm
 from sweetspot.report.length import at_equal_length
 from sweetspot.report.runs import (
@@ -77,7 +77,7 @@ def read(places: Iterable[Path]) -> tuple[list[Point], list[str]]:
         for folder in folders:
             path, status = folder / "manifest.json", sweeps.read_status(folder)
             if path.is_file():
-                found[folder.resolve()] = Point(folder, json.loads(path.read_text(encoding="utf-8")))
+                found[folder.resolve()] = Point(folder, manifests.read(path))
             if not path.is_file() or (status and status.state != "done"):
                 missing.append(f"{folder.name} ({status.state if status else 'no manifest'})")
     return list(found.values()), missing

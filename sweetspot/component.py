@@ -17,6 +17,8 @@ from typing import Any, TypeVar, cast, dataclass_transform
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from sweetspot.visible import encodable
+
 Built = TypeVar("Built")
 
 
@@ -108,7 +110,7 @@ def within(value: Any, change: Callable[[Any], Any]) -> Any:
 def key(*parts: Any) -> str:
     """The first 16 hex digits of SHA-256 over the canonical JSON of the parts (components by their identity)."""
     plain = [identity(part) if dataclasses.is_dataclass(part) else part for part in parts]
-    return hashlib.sha256(canonical_json(plain).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical_json(plain).encode(errors="backslashreplace")).hexdigest()[:16]
 
 
 def canonical_json(value: Any) -> str:
@@ -117,14 +119,14 @@ def canonical_json(value: Any) -> str:
 
 
 def json_values(value: Any) -> Any:
-    """The value as JSON can hold it: tuples as lists, NaN and infinity as None."""
+    """The value as JSON in UTF-8 can hold it: tuples as lists, NaN and infinity as None, `encodable` texts."""
     if isinstance(value, Mapping):
-        return {str(name): json_values(part) for name, part in cast("Mapping[str, Any]", value).items()}
+        return {encodable(str(name)): json_values(part) for name, part in cast("Mapping[str, Any]", value).items()}
     if isinstance(value, list | tuple):
         return [json_values(part) for part in cast("list[Any]", value)]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return encodable(value)
 
 
 def to_config(part: Any) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,11 +12,19 @@ from pydantic import Field
 
 from sweetspot.component import component, runtime
 from sweetspot.schema import PROMPTS, prompt_id
+from sweetspot.visible import encodable, halves
 
 IMPORTED_BLOCK = 64  # samples per prompt in a tile of an imported pool
 IMPORTED_PROMPTS = "prompts.parquet"  # beside the tiles of an imported pool: its prompts, in the tiles' order
 ROLES = ("system", "user", "assistant")
-Row = tuple[str, list[dict[str, str]]]  # source, messages
+
+
+class Row(NamedTuple):
+    """A prompt as it was read. halves: its texts that held half a surrogate pair and were changed."""
+
+    source: str
+    messages: list[dict[str, str]]
+    halves: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +36,14 @@ class Prompts:
         held_out: PROMPTS table that only evaluation sees.
         duplicates: rows left out because an earlier row, or a held-out one, has the same messages.
         pool: key of the imported pool that holds the samples of `train`; None where they are to be drawn.
+        halves: texts of the rows that held half a surrogate pair, which stands there as its escape.
     """
 
     train: pa.Table
     held_out: pa.Table
     duplicates: int
     pool: str | None = None
+    halves: int = 0
 
 
 @runtime_checkable
@@ -60,7 +69,7 @@ class Embedded:
         rows = [json.loads(line) for line in lines]
         parts: dict[str, list[Row]] = {"train": [], "held_out": []}
         for number, row in enumerate(rows, start=1):
-            parts[row["split"]].append((f"embedded:{number}", [{"role": "user", "content": row["prompt"]}]))
+            parts[row["split"]].append(Row(f"embedded:{number}", [{"role": "user", "content": row["prompt"]}]))
         return _prompts(parts["train"], parts["held_out"], self.limit, self.held_out_limit)
 
 
@@ -117,7 +126,7 @@ class Imported:
                 f"data.pool must be the key of an imported pool, which `python -m sweetspot.store --store {self.store} "
                 f"ls` lists, got {self.pool}"
             )
-        rows = [(row["source"], row["messages"]) for row in pq.read_table(file, schema=PROMPTS).to_pylist()]
+        rows = [Row(row["source"], row["messages"]) for row in pq.read_table(file, schema=PROMPTS).to_pylist()]
         train, held_out = _parts(rows, self.held_out_path, self.held_out_share)
         return dataclasses.replace(_prompts(train, held_out, self.limit, self.held_out_limit), pool=self.pool)
 
@@ -148,7 +157,7 @@ class UltraFeedback:
             rows = rows.shuffle(seed=self.shuffle_seed)
         for number, row in enumerate(rows):
             where = f"data.path: {self.path} {split} row {number}"
-            yield f"{self.path}:{split}:{number}", messages_of(row["chosen"][:-1], where)
+            yield Row(f"{self.path}:{split}:{number}", messages_of(row["chosen"][:-1], where))
 
 
 def _parts(rows: list[Row], held_out_path: str | None, held_out_share: float) -> tuple[list[Row], list[Row]]:
@@ -156,8 +165,8 @@ def _parts(rows: list[Row], held_out_path: str | None, held_out_share: float) ->
     if held_out_path is not None:
         return rows, list(_read(held_out_path, "data.held_out_path"))
     bound = int(held_out_share * 2**64)
-    held_out = [row for row in rows if int(prompt_id(row[1]), 16) < bound]
-    return [row for row in rows if int(prompt_id(row[1]), 16) >= bound], held_out
+    held_out = [row for row in rows if int(prompt_id(row.messages), 16) < bound]
+    return [row for row in rows if int(prompt_id(row.messages), 16) >= bound], held_out
 
 
 def _prompts(train: Sequence[Row], held_out: Sequence[Row], limit: int | None, held_out_limit: int | None) -> Prompts:
@@ -169,12 +178,13 @@ def _prompts(train: Sequence[Row], held_out: Sequence[Row], limit: int | None, h
         found = f"{len(train) + len(held_out)} rows, {held.num_rows} of them held out"
         raise ValueError(f"data: the data set must hold a prompt to train on, got {found}")
     duplicates = len(train) + len(held_out) - kept.num_rows - held.num_rows
-    return Prompts(kept.slice(0, limit), held.slice(0, held_out_limit), duplicates)
+    changed = sum(row.halves for row in (*train, *held_out))
+    return Prompts(kept.slice(0, limit), held.slice(0, held_out_limit), duplicates, halves=changed)
 
 
 def _table(rows: Iterable[Row], seen: set[str]) -> pa.Table:
     kept: list[dict[str, Any]] = []
-    for source, messages in rows:
+    for source, messages, _ in rows:
         name = prompt_id(messages)
         if name not in seen:
             seen.add(name)
@@ -183,13 +193,13 @@ def _table(rows: Iterable[Row], seen: set[str]) -> pa.Table:
 
 
 def _read(path: str, at: str) -> Iterator[Row]:
-    """The prompts of a JSONL or Parquet file with their messages checked."""
+    """The prompts of a JSONL or Parquet file with their messages checked, halves of surrogate pairs as escapes."""
     for number, row in read_rows(path, at):
         where = f"{at}: {path} line {number}"
         if not isinstance(row, dict) or not ({"messages", "prompt"} & row.keys()):
             raise ValueError(f"{where} must be an object with `messages` or `prompt`, got {str(row)[:80]}")
         given = row.get("prompt") if row.get("messages") is None else row["messages"]
-        yield f"{Path(path).name}:{number}", messages_of(given, where)
+        yield Row(f"{Path(path).name}:{number}", messages_of(encodable(given), where), halves(given))
 
 
 def read_rows(path: str, at: str) -> Iterator[tuple[int, Any]]:
@@ -240,16 +250,4 @@ def turns_of(turns: Any, where: str) -> list[dict[str, str]]:
             raise ValueError(
                 f"{where}: a message must have a role of {', '.join(ROLES)} and text, got {str(turn)[:80]}"
             )
-        check_unicode(where, turn["content"])
     return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-
-
-def check_unicode(where: str, *texts: str) -> None:
-    """Nothing for texts that UTF-8 can hold. Half of a surrogate pair, as a JSON file may write it, is refused: no
-    table can store it, and what stood for it would be another prompt.
-
-    Raises:
-        ValueError: naming where the text stands.
-    """
-    if any(re.search("[\ud800-\udfff]", text) for text in texts):
-        raise ValueError(f"{where}: a text must be Unicode, got half of a surrogate pair")

@@ -19,6 +19,7 @@ from sweetspot.duplicates import duplicates
 from sweetspot.model import Model
 from sweetspot.stages import Evaluation, Pairs, Policy, Rewards, Run, Samples, text_codes, token_counts
 from sweetspot.store import library_versions
+from sweetspot.visible import encodable
 
 VERSION = 2
 
@@ -139,10 +140,16 @@ def of_evaluation(found: Evaluation) -> dict[str, Any]:
 
 
 def write(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest whole, NaN as null; an earlier one of the same run is replaced."""
+    """Write the manifest whole, NaN as null, halves of surrogate pairs as escapes; an earlier one of the same run is
+    replaced."""
     scratch = path.with_suffix(".part")
     scratch.write_text(json.dumps(json_values(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     scratch.replace(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The manifest of a run, by whatever wrote it: halves of surrogate pairs are escapes, as `write` leaves them."""
+    return encodable(json.loads(path.read_text(encoding="utf-8")))
 
 
 def flat_metrics(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from pydantic import Field
 from sweetspot.component import component, field_identity, identity, runtime
 from sweetspot.data import read_rows, turns_of
 from sweetspot.dpo import check_steps, keeping_memory
+from sweetspot.logger import warn
 from sweetspot.model import Model
+from sweetspot.visible import encodable, halves, halves_told
 
 FILES = (".jsonl", ".parquet")
 Messages = list[dict[str, str]]
@@ -57,7 +59,13 @@ class Conversations:
         Raises:
             ValueError: when there is none, or for a bad row, which is named by its number.
         """
-        found = [conversation_of(row, where) for row, where in self._rows()]
+        found: list[Messages] = []
+        changed = 0
+        for row, where in self._rows():
+            found.append(conversation_of(encodable(row), where))
+            changed += halves(row)
+        for line in halves_told("model.sft.data", changed):
+            warn(line)
         if not found:
             raise ValueError(f"model.sft.data.path must hold a conversation to learn from, {self.path} has no row")
         return found

@@ -144,7 +144,7 @@ def library_versions() -> dict[str, str]:
 def write_text(path: Path, text: str) -> bool:
     """Write a whole text file once. Returns False when the file was there already (it is left as it is)."""
     with _placing(path) as (scratch, placed):
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")  # as JSON escapes halves of pairs
     return placed()
 
 

@@ -1,7 +1,10 @@
 """Text that others wrote, as text: what would steer a terminal or turn a line around becomes visible."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
+HALVES = re.compile("[\ud800-\udfff]")
 STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 # what is a mark of Markdown or HTML; an underscore within a word and a sign before a number are none
@@ -17,6 +20,30 @@ def visible(text: str) -> str:
     Line feeds and tabs stay. The result can be encoded in UTF-8.
     """
     return STEERS.sub(lambda found: _escaped(found[0]), text)
+
+
+def encodable(value: Any) -> Any:
+    r"""The value with each half of a surrogate pair, which UTF-8 cannot hold, as its escape (`\ud83d`, six characters),
+    in every text that it is or holds; any other text is as it was."""
+    if isinstance(value, str):
+        return HALVES.sub(lambda found: _escaped(found[0]), value)
+    if isinstance(value, Mapping):
+        return {encodable(name): encodable(part) for name, part in value.items()}
+    return [encodable(part) for part in value] if isinstance(value, list) else value
+
+
+def halves(value: Any) -> int:
+    """How many texts hold half a surrogate pair, of those that the value is or holds; keys are none."""
+    if isinstance(value, str):
+        return int(HALVES.search(value) is not None)
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return sum(map(halves, parts))
+
+
+def halves_told(at: str, changed: int) -> list[str]:
+    r"""The warning about texts that `encodable` changed where they were read, in a line; none where it changed none."""
+    words = r"held half of a surrogate pair, which UTF-8 cannot hold; it stands there as its escape, such as \ud83d"
+    return [f"{at}: {changed} text{'s' if changed > 1 else ''} {words}"] if changed else []
 
 
 def one_line(text: str) -> str:

@@ -11,6 +11,7 @@ HOSTILE = {
     "emoji": "Rosebud \U0001f600 e\u0301",
 }
 HALF = "Rosebud \ud83d"
+ESCAPED = "Rosebud \\ud83d"  # what stands for it where it is read: six characters
 STEERING = [
     *"\x00\x07\x08\x1b\x7f\x85\x9b\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",
     HALF[-1],

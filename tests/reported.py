@@ -227,8 +227,10 @@ def make_sweep(
     pairs: Sequence[tuple[str, str]] = (*paper_pairs(), ("random", "random")),
     n_prompts: int = 12,
     texts: Sequence[str] = (EVIL,),
+    answers: Sequence[str] = (),
 ) -> Sweep:
-    """A sweep of these pairs on one pool, all done; the lower the rejected response, the better the policy."""
+    """A sweep of these pairs on one pool, all done; the lower the rejected response, the better the policy. The texts
+    are the first prompts and responses of the pool, the answers all that is held out."""
     manifest = json.loads(make_run(folder, n_prompts=n_prompts, texts=texts).read_text())
     matrix = np.random.default_rng(0)
     names = [f"strategy.chosen={chosen} strategy.rejected={rejected}".split() for chosen, rejected in pairs]
@@ -237,7 +239,7 @@ def make_sweep(
     folders.write(sweep)
     for job, (chosen, rejected) in zip(jobs, pairs, strict=True):
         key_, gain = f"e{job.number}", 0.8 if rejected == "min" else 0.2 + 0.01 * matrix.normal()
-        write_scores(folder / "store", key_, (), gain)
+        write_scores(folder / "store", key_, answers, gain, len(answers) or 24)
         own = json.loads(json.dumps(manifest))
         own["config"]["strategy"] |= {"chosen": chosen, "rejected": rejected}
         own["rounds"][0]["policy"] |= {"key": f"o-{job.number}", "history": _history(folder / "store", job.number)}

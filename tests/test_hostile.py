@@ -1,14 +1,16 @@
-"""Hostile text stays text: on the terminal, in Markdown, CSV, Parquet, data cards and W&B. Half a surrogate pair is
-refused where it is read."""
+"""Hostile text stays text: on the terminal, in Markdown, CSV, Parquet, data cards and W&B. Half a surrogate pair, which
+UTF-8 cannot hold, becomes its escape where it is read."""
 
 import html
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
@@ -17,18 +19,32 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from experiments import output
-from sweetspot import progress
+from sweetspot import manifest as manifests
+from sweetspot import progress, report
+from sweetspot.component import key
 from sweetspot.data import LocalFile
+from sweetspot.eval import alpaca, ifeval, reward_bench, worker
 from sweetspot.eval.answers import Answers
-from sweetspot.eval.benchmark import Baseline
+from sweetspot.eval.ifeval import IFEval
 from sweetspot.exchange import command
 from sweetspot.report import summary
+from sweetspot.report.runs import Point
+from sweetspot.schema import prompt_id
+from sweetspot.sft import Conversations
+from sweetspot.stages.cautions import cautions
+from sweetspot.stages.evaluation import check
 from sweetspot.store import Store
+from sweetspot.sweep import collect
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep.command import main as sweep_command
+from sweetspot.sweep.outcome import Outcome
 from sweetspot.visible import in_markdown, one_line, visible
 from tests import tiny
-from tests.hostile import HALF, HOSTILE, STEERING
+from tests.hostile import ESCAPED, HALF, HOSTILE, STEERING
+from tests.judge_server import JudgeServer
+from tests.judging import job, judge, pairs, scores
+from tests.reported import make_run, make_sweep
+from tests.test_alpaca import evaluation as alpaca_eval
 from tests.test_logger import ROOT, opened
 from tests.test_sweep_command import status, sweep_of
 
@@ -119,12 +135,123 @@ def test_prompts_are_stored_as_they_are(tmp_path: Path) -> None:
     assert [row["messages"][0]["content"] for row in read] == list(HOSTILE.values())
 
 
-def test_half_a_surrogate_pair_is_refused_and_its_row_is_named(tmp_path: Path) -> None:
-    words = r"line 2: a text must be Unicode, got half of a surrogate pair"
-    with pytest.raises(ValueError, match=words):
-        local(tmp_path / "p.jsonl", "fine", HALF).load()
-    with pytest.raises(ValueError, match="eval: row 2 of prompts and baseline: a text must be Unicode"):
-        Baseline("b", ["a", "b"], ["fine", HALF], 2)
+def test_half_a_surrogate_pair_in_a_prompt_stands_there_as_its_escape_and_is_told_of(tmp_path: Path) -> None:
+    loaded = local(tmp_path / "p.jsonl", "fine", HALF, HOSTILE["emoji"], ESCAPED[:-1]).load()
+    texts = [row["messages"][0]["content"] for row in loaded.train.to_pylist()]
+    assert texts == ["fine", ESCAPED, HOSTILE["emoji"], ESCAPED[:-1]]
+    assert loaded.train["prompt_id"][0].as_py() == prompt_id([{"role": "user", "content": "fine"}])
+    words = (
+        "data: 1 text held half of a surrogate pair, which UTF-8 cannot hold; it stands there as its escape, such as "
+    )
+    assert cautions(None, 16, loaded) == [words + "\\ud83d"]
+    assert local(tmp_path / "p.jsonl", *HOSTILE.values()).load().halves == 0
+
+
+def test_half_a_surrogate_pair_in_a_conversation_of_sft_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"role": "user", "content": HALF}, {"role": "assistant", "content": HALF}]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    (loaded,) = Conversations(path=str(tmp_path / "c.jsonl"), revision=None, split="train", limit=None).load()
+    assert [turn["content"] for turn in loaded] == [ESCAPED, ESCAPED]
+    assert "warning: model.sft.data: 2 texts held half of a surrogate pair" in capsys.readouterr().err
+
+
+def test_half_a_surrogate_pair_in_a_benchmark_stands_there_as_its_escape_and_is_counted(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Question {row}", "output": "a"} for row in range(804)]
+    (tmp_path / "a.json").write_text(json.dumps([{"instruction": HALF, "output": HALF, "generator": "g"}, *rows]))
+    baseline = alpaca.read_baseline(tmp_path / "a.json", 2)
+    assert (baseline.instructions, baseline.outputs) == ([ESCAPED, "Question 0"], [ESCAPED, "a"])
+    assert baseline.halves == 2
+    pairs = [{"prompt": HALF, "chosen": "b", "rejected": HALF}]
+    (tmp_path / "r.jsonl").write_text(json.dumps(pairs[0]) + "\n")
+    listed = reward_bench.rows("mine", tmp_path / "r.jsonl")
+    assert list(reward_bench.of_rows("mine", listed)) == [reward_bench.Pair("mine", ESCAPED, "b", ESCAPED)]
+
+
+def test_half_a_surrogate_pair_in_an_instruction_that_is_checked_is_told_of(tmp_path: Path) -> None:
+    row = {"prompt": HALF, "instruction_id_list": ["x"], "kwargs": [{}]}
+    (tmp_path / "i.jsonl").write_text(json.dumps(row) + "\n")
+    evaluation = IFEval(
+        sampler=alpaca_eval(tmp_path).sampler, path=str(tmp_path / "i.jsonl"), limit=None, resamples=1000
+    )
+    assert ifeval.read(evaluation)[0] == [{**row, "prompt": ESCAPED}]
+    (line,) = check({"followed": evaluation})
+    assert line.startswith("followed: 1 text held half of a surrogate pair")
+
+
+def test_half_a_surrogate_pair_in_an_answer_of_a_judge_stands_there_as_its_escape_and_is_told_of(
+    tmp_path: Path,
+) -> None:
+    """In the name that it says it is served by, and in what it says."""
+
+    class Half(JudgeServer):
+        def completion(self, body: dict[str, Any], kind: str) -> dict[str, Any]:
+            found = super().completion(body, kind)
+            found["choices"][0]["message"]["content"] += HALF
+            return {**found, "model": HALF}
+
+    with Half() as server:
+        worker.main(job(pairs(3), judge(server.url), tmp_path), lambda _: None)
+    _, metrics = scores(tmp_path)
+    assert metrics["spent"]["served_by"] == [ESCAPED]
+    assert metrics["text_warning"].startswith("judge loopback: 9 texts held half of a surrogate pair")  # 3 of an answer
+    kept = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert {row["model"] for row in kept} == {ESCAPED}
+
+
+def test_a_manifest_and_its_report_show_half_a_surrogate_pair_as_its_escape(tmp_path: Path) -> None:
+    """Of a judge, a warning and a key, whoever wrote the manifest."""
+    path = make_run(tmp_path)
+    facts = json.loads(path.read_text())
+    facts["evaluations"][0]["judges"][0]["name"] = HALF
+    facts |= {"warnings": [HALF], HALF: 1}
+    manifests.write(path, facts)
+    assert manifests.read(path)["evaluations"][0]["judges"][0]["name"] == ESCAPED
+    assert is_plain(path.read_text(encoding="utf-8"))
+    assert json.loads(path.read_text())[ESCAPED] == 1
+    ours = report.write(path).read_text(encoding="utf-8")
+    path.write_text(json.dumps(facts))
+    assert report.write(path).read_text(encoding="utf-8") == ours
+    assert f"{ESCAPED}</text>" in ours  # in the figure
+
+
+def test_a_sweep_shows_half_a_surrogate_pair_as_its_escape(tmp_path: Path) -> None:
+    """In the overrides by which its points are named, and in the name of an evaluation, which is one of columns."""
+    sweep = make_sweep(tmp_path, [("max", "min"), ("random", "random")])
+    jobs = [replace(one, overrides=(*one.overrides, f"eval.name={HALF}{one.number}")) for one in sweep.jobs]
+    for own in jobs:
+        path = sweep.path(own) / "manifest.json"
+        facts = json.loads(path.read_text())
+        facts["evaluations"][0]["name"] = HALF
+        path.write_text(json.dumps(facts))
+    done = {own.number: Outcome("done", "", "", "") for own in jobs}
+    table, _, page = collect.write(replace(sweep, jobs=tuple(jobs)), done)
+    assert f"evaluations/{ESCAPED}/n_prompts" in pq.read_table(table).column_names
+    assert ESCAPED in page.read_text(encoding="utf-8")
+
+
+def test_a_study_writes_half_a_surrogate_pair_as_its_escape(tmp_path: Path) -> None:
+    """In tables, in the manifests and in every kind of word of a figure."""
+    figure = output.figure()
+    axes = figure.subplots()
+    output.heat(axes, np.zeros((1, 1)), [HALF], [HALF], 0.0)
+    axes.plot([0], [0], label=HALF)
+    axes.set(title=HALF, xlabel=HALF)
+    axes.legend()
+    point = Point(tmp_path, {"config": {"store": HALF}, "warnings": [HALF]})
+    output.write(output.Found({"t": [{HALF: HALF, "number": 1}]}, {"f": figure}), [point], tmp_path)
+    assert pq.read_table(tmp_path / "t.parquet").to_pylist() == [{ESCAPED: ESCAPED, "number": 1}]
+    assert csv.read_csv(tmp_path / "t.csv").to_pylist() == [{ESCAPED: ESCAPED, "number": 1}]
+    (line,) = (tmp_path / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+    assert (json.loads(line)["store"], json.loads(line)["warnings"]) == (ESCAPED, [ESCAPED])
+    assert (tmp_path / "f.svg").read_text(encoding="utf-8").count(f"{ESCAPED}</text>") == 5
+
+
+def test_a_setting_with_half_a_surrogate_pair_has_a_key_and_a_place_in_the_store(tmp_path: Path) -> None:
+    assert len({key(HALF), key(ESCAPED), key("Rosebud \ud83e")}) == 3
+    folder = Store(tmp_path).artefact("scores", "k", {"judge": HALF})
+    assert json.loads((folder / "meta.json").read_text(encoding="utf-8"))["judge"] == HALF
 
 
 @EACH
@@ -188,13 +315,19 @@ def test_the_card_of_a_model_shows_names_and_values_as_text(text: str) -> None:
     assert "| reward_model | rm_1 |\n| pairs | 10 |\n" in card
 
 
-def test_half_a_surrogate_pair_in_an_import_is_refused_and_its_row_is_named(
+def test_half_a_surrogate_pair_in_an_import_stands_there_as_its_escape_and_is_told_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_policy: Path
 ) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps({"prompt": p, "responses": ["a", "b"]}) + "\n" for p in ("fine", HALF)))
-    assert command.main(["--store", str(tmp_path / "store"), "import", str(file), "--model", str(tiny_policy)]) == 1
-    assert "rows.jsonl row 2: a text must be Unicode, got half of a surrogate pair" in capsys.readouterr().err
+    file, place = tmp_path / "rows.jsonl", str(tmp_path / "store")
+    file.write_text("".join(json.dumps({"prompt": p, "responses": ["a", p]}) + "\n" for p in ("fine", HALF)))
+    for _ in ("made", "there already"):
+        assert command.main(["--store", place, "import", str(file), "--model", str(tiny_policy)]) == 0
+        assert "warning: import: 2 texts held half of a surrogate pair" in capsys.readouterr().err
+    assert command.main(["--store", place, "verify"]) == 0
+    (tile,) = (tmp_path / "store" / "samples").glob("*/*-00000.parquet")
+    assert {*pq.read_table(tile)["response"].to_pylist()} == {"a", "fine", ESCAPED}
+    (prompts,) = (tmp_path / "store" / "samples").glob("*/prompts.parquet")
+    assert [row[0]["content"] for row in pq.read_table(prompts)["messages"].to_pylist()] == ["fine", ESCAPED]
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)

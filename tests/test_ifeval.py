@@ -98,7 +98,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, line: str, words: str) -> None:
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="IFEval's prompts are not here")
 def test_every_published_prompt_is_checked_offline(tmp_path: Path) -> None:
-    rows, whole = read(ifeval(tmp_path, PUBLISHED))
+    rows, whole, _ = read(ifeval(tmp_path, PUBLISHED))
     assert whole == len(rows) == 541
     table = asked(rows, ["This is a short answer. It has two sentences."] * len(rows))
     write_tile(tmp_path / "responses.parquet", table, {})

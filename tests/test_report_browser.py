@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -89,11 +90,11 @@ def opened(browser: Any) -> Iterator[Open]:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The reports of a run, of one of two rounds with hostile texts, of a sweep of the paper's grid, of one of hostile
-    texts, and of the study, where it is."""
+    texts, and of the study, as it was committed."""
     folder = tmp_path_factory.mktemp("pages")
     sweep = make_sweep(folder / "sweep")
     done = {job.number: Outcome("done", "", "", "") for job in sweep.jobs}
-    hostile = make_sweep(folder / "hostile-sweep", [("max", "min"), ("mu", "min")], len(HOSTILE), HOSTILE)
+    hostile = make_sweep(folder / "hostile-sweep", [("max", "min"), ("mu", "min")], len(HOSTILE), HOSTILE, HOSTILE)
     return {
         "run": report.write(make_run(folder / "run")),
         "hostile": report.write(make_run(folder / "hostile", rounds=2, n_prompts=len(HOSTILE), texts=HOSTILE)),
@@ -106,7 +107,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 STUDY = Path(__file__).parent.parent / "experiments" / "results" / "embedded" / "pair_grid" / "sweep.html"
 FIGURES = {"run": 5, "hostile": 9, "sweep": 5}
 SECTIONS = ("result", "grid", "pools", "training")  # of a sweep of the paper's grid
-NAMES = [*FIGURES, *(["study"] if STUDY.exists() else [])]
+NAMES = [*FIGURES, "study"]
 
 # Of each <figure>: the shown cut's width, height, the marks (drawn shapes and letters) and the letters that have an
 # extent, and the letters that stick out of the figure by more than a hair.
@@ -222,6 +223,11 @@ def test_a_report_prints_on_paper_in_light_colours(name: str, pages: dict[str, P
     assert problems(found) == []
     hidden = "[...document.querySelectorAll('details')].filter(one => !one.lastElementChild.checkVisibility()).length"
     assert found.page.evaluate(hidden) == 0  # what is folded on a screen is open on paper
+    cut = "[...document.querySelectorAll('.text')].filter(one => one.scrollHeight > one.clientHeight + 1).length"
+    assert found.page.evaluate(cut) == 0  # paper does not scroll
+    leaves = len(re.findall(rb"/Type /Page\b", printed.read_bytes()))
+    print(f"{name}: {leaves} pages")
+    assert 2 < leaves < 200
 
 
 def test_what_is_wrong_with_a_page_is_found(opened: Open, tmp_path: Path) -> None:
@@ -261,7 +267,7 @@ def test_hostile_texts_are_shown_as_text(name: str, many: int, pages: dict[str, 
     shown = [text for text in texts if text.startswith("<script>")]
     assert shown == [HOSTILE[0]] * len(shown)
     assert len(shown) >= (6 if name == "hostile" else 3)  # prompt, chosen and rejected, of two rounds
-    assert (HOSTILE[1] in texts) == (many == len(HOSTILE))  # else every second is shown
+    assert many < len(HOSTILE) or HOSTILE[1] in texts
     assert r"NUL \x00 ESC \x1b[31mred\x1b[0m BEL \x07 DEL \x7f CSI \x9b31m return \x0d tab" + " \t end" in texts
     word = next(text for text in texts if text.startswith("xxx"))
     assert 1_000 < len(word) < 100_000

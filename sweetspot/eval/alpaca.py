@@ -18,6 +18,7 @@ from pydantic import Field
 from sweetspot.component import component
 from sweetspot.eval.alpaca_metrics import PROMPTS
 from sweetspot.eval.benchmark import Baseline, Judged, text_of
+from sweetspot.visible import encodable, halves
 
 HUB = "tatsu-lab/alpaca_eval"
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"  # prompt, order and parser; the model is the judge's own
@@ -43,7 +44,8 @@ def read_baseline(path: Path, limit: int | None) -> Baseline:
         ValueError: one line for a missing or unreadable file, another number of rows than 805, a row without
             instruction or output, or an instruction that stands there twice.
     """
-    rows = _rows(path)
+    read = _rows(path)
+    rows = encodable(read)
     if len(rows) != PROMPTS:
         raise ValueError(f"eval.baseline_path must have {PROMPTS} rows, got {len(rows)} in {path}")
     seen: dict[str, int] = {}
@@ -54,7 +56,8 @@ def read_baseline(path: Path, limit: int | None) -> Baseline:
             raise ValueError(f"eval.baseline_path: rows {first} and {number} of {path} have the same instruction")
     kept = rows[:limit]
     generator = str(rows[0].get("generator", "baseline"))
-    return Baseline(generator, [row["instruction"] for row in kept], [row["output"] for row in kept], len(rows))
+    instructions, outputs = ([row[name] for row in kept] for name in ("instruction", "output"))
+    return Baseline(generator, instructions, outputs, len(rows), halves(read[:limit]))
 
 
 def _rows(path: Path) -> list[Any]:

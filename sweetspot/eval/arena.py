@@ -18,6 +18,7 @@ from sweetspot.component import component
 from sweetspot.eval.benchmark import Baseline, Judged, text_of
 from sweetspot.eval.judged import preference_of
 from sweetspot.statistics import as_floats, bootstrap_ratio
+from sweetspot.visible import encodable, halves
 
 LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
 # of the answer shown first: its preference, and how often the verdict counts (a strong one three times, as published)
@@ -72,12 +73,13 @@ def read(evaluation: ArenaHard) -> Baseline:
     lacking = [row["uid"] for row in questions if row["uid"] not in answers]
     if lacking:
         raise ValueError(f"eval.baseline_path must answer every question, {len(lacking)} are missing: {lacking[0]} ...")
-    prompts = [row["prompt"] for row in questions]
+    prompts = encodable([row["prompt"] for row in questions])
     if len(set(prompts)) < len(prompts):
         raise ValueError(f"eval.questions_path must have every question once, got {evaluation.questions_path}")
     kept = questions[: evaluation.limit]
     outputs = [_answer(answers[row["uid"]]) for row in kept]
-    return Baseline(str(answers[kept[0]["uid"]]["model"]), [row["prompt"] for row in kept], outputs, len(questions))
+    model, changed = str(answers[kept[0]["uid"]]["model"]), halves([[row["prompt"] for row in kept], outputs])
+    return Baseline(encodable(model), prompts[: evaluation.limit], encodable(outputs), len(questions), changed)
 
 
 def _rows(path: str, at: str, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import openai
 
 from sweetspot.eval.answers import Answers, request_key
 from sweetspot.eval.judge import OpenAIJudge
+from sweetspot.visible import encodable, halves
 
 TRANSIENT = (408, 409, 425, 429)  # and every 5xx
 LONGEST_PAUSE = 60.0  # seconds
@@ -58,7 +59,8 @@ def ask(
         progress: is told answered, needed and US dollars so far.
 
     Returns:
-        The answers, and {"requests", "retried", "unusable", "tokens_in", "tokens_out", "price"} of this call.
+        The answers, and {"requests", "retried", "unusable", "tokens_in", "tokens_out", "halves", "price"} of this call;
+        halves: texts of answers that held half a surrogate pair, which stands there as its escape.
 
     Raises:
         ValueError: when something is missing and the judge cannot be asked at all (`OpenAIJudge.check`).
@@ -99,7 +101,9 @@ class _Session:
         self.needed, self.progress = needed, progress
         self.stopped: str | None = None
         self._vain = 0  # answers without a verdict since the last one with
-        self.spent: dict[str, Any] = dict.fromkeys(("requests", "retried", "unusable", "tokens_in", "tokens_out"), 0)
+        self.spent: dict[str, Any] = dict.fromkeys(
+            ("requests", "retried", "unusable", "tokens_in", "tokens_out", "halves"), 0
+        )
         self.spent["price"] = 0.0
 
     async def run(self, requests: list[tuple[str, dict[str, Any]]]) -> None:
@@ -167,7 +171,8 @@ class _Session:
             raise _refused(error) from None
         answer = _read(raw.text)
         self._count(answer["tokens_in"], answer["tokens_out"])
-        return answer
+        self.spent["halves"] += halves(answer)
+        return encodable(answer)
 
     def _count(self, tokens_in: int, tokens_out: int) -> None:
         self.spent["tokens_in"] += tokens_in

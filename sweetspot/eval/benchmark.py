@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import Field
 
 from sweetspot.component import component, runtime
-from sweetspot.data import check_unicode
 from sweetspot.eval.judge import Judge
 from sweetspot.sampler import Sampler
 from sweetspot.schema import prompt_id
@@ -38,10 +37,7 @@ class Baseline:
     instructions: list[str]
     outputs: list[str]
     whole: int  # prompts of the benchmark; fewer here is a part of it
-
-    def __post_init__(self) -> None:
-        for number, texts in enumerate(zip(self.instructions, self.outputs, strict=True), start=1):
-            check_unicode(f"eval: row {number} of prompts and baseline", *texts)
+    halves: int = 0  # texts that held half a surrogate pair, which stands there as its escape
 
     @property
     def prompt_ids(self) -> list[str]:

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from sweetspot.component import component
-from sweetspot.data import check_unicode
 from sweetspot.launch import Emit
 from sweetspot.sampler import Sampler
 from sweetspot.schema import CHECKED
 from sweetspot.statistics import Floats, as_floats, bootstrap_mean, bootstrap_ratio
 from sweetspot.store import write_tile
+from sweetspot.visible import encodable, halves
 
 
 @component
@@ -36,8 +36,9 @@ class IFEval:
     resamples: int = Field(ge=1000)
 
 
-def read(evaluation: IFEval) -> tuple[list[dict[str, Any]], int]:
-    """The rows {prompt, instruction_id_list, kwargs} of the file, cut by the limit, and how many it holds.
+def read(evaluation: IFEval) -> tuple[list[dict[str, Any]], int, int]:
+    """The rows {prompt, instruction_id_list, kwargs} of the file, cut by the limit, how many it holds, and how many
+    texts of it held half a surrogate pair, which stands there as its escape.
 
     Raises:
         ValueError: one line for a missing file, a row that is not of this form, or a prompt that stands there twice.
@@ -46,6 +47,7 @@ def read(evaluation: IFEval) -> tuple[list[dict[str, Any]], int]:
     if not file.is_file():
         raise ValueError(f"eval.path must be an existing file, got {evaluation.path}")
     rows: list[dict[str, Any]] = []
+    changed = 0
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
@@ -54,11 +56,11 @@ def read(evaluation: IFEval) -> tuple[list[dict[str, Any]], int]:
             raise ValueError(
                 f"eval.path: line {number} of {file} must have prompt, instruction_id_list and as many kwargs"
             )
-        check_unicode(f"eval.path: line {number} of {file}", row["prompt"])
-        rows.append(row)
+        changed += halves(row)
+        rows.append(encodable(row))
     if not rows or len({row["prompt"] for row in rows}) < len(rows):
         raise ValueError(f"eval.path must hold every prompt once, got {file}")
-    return rows[: evaluation.limit], len(rows)
+    return rows[: evaluation.limit], len(rows), changed
 
 
 def _row(line: str) -> dict[str, Any] | None:

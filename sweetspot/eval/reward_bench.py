@@ -11,10 +11,10 @@ import numpy as np
 from pydantic import Field
 
 from sweetspot.component import component
-from sweetspot.data import check_unicode
 from sweetspot.eval.benchmark import text_of
 from sweetspot.reward_model import RewardModel
 from sweetspot.statistics import Floats, Interval, as_floats, bootstrap_ratio
+from sweetspot.visible import encodable, halves
 
 ALIKE = float(np.log(1.25))  # a ratio of lengths up to 1.25
 
@@ -81,6 +81,12 @@ def read(evaluation: RewardBench) -> list[Pair]:
     return found
 
 
+def changed(evaluation: RewardBench) -> int:
+    """How many texts of the files held half a surrogate pair, which stands in the pairs as its escape."""
+    listed = (rows(source, Path(evaluation.folder) / name) for source, name in evaluation.files.items())
+    return sum(map(halves, listed))
+
+
 def rows(source: str, path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON or JSONL file, maybe gzipped."""
     at = f"eval.files.{source}"
@@ -100,8 +106,7 @@ def of_rows(source: str, listed: Sequence[Mapping[str, Any]]) -> Iterator[Pair]:
     Raises:
         ValueError: for rows of another form.
     """
-    for number, row in enumerate(listed, start=1):
-        check_unicode(f"eval.files.{source}: row {number}", *(text for text in row.values() if isinstance(text, str)))
+    for row in map(encodable, listed):
         if "annotator1" in row:
             yield from pandalm(source, row)
         elif "label" in row and "output_1" in row:

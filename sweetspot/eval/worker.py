@@ -24,6 +24,7 @@ from sweetspot.launch import Emit
 from sweetspot.schema import PAIRINGS, SCORES
 from sweetspot.statistics import as_floats
 from sweetspot.store import write_tile
+from sweetspot.visible import halves_told
 
 PROGRESS_SECONDS = 0.5
 BENCHMARKS: dict[str, Any] = {"alpaca_eval_2": alpaca, "arena_hard": arena}
@@ -58,7 +59,9 @@ def main(job: Mapping[str, Any], emit: Emit) -> None:
         for number, row in enumerate(rows)
     ]
     table = pa.Table.from_pylist(scores, schema=SCORES)
-    write_tile(Path(job["scores"]), table, {**job["facts"], **figures, "spent": spent})
+    told = halves_told(f"judge {job['label']}", spent.get("halves", 0))
+    facts = {**job["facts"], **figures, "spent": spent, "text_warning": told[0] if told else None}
+    write_tile(Path(job["scores"]), table, facts)
 
 
 def judge_pairs(

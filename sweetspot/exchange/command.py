@@ -9,12 +9,12 @@ from typing import Any
 
 from sweetspot.exchange import check, exporting, importing, inventory, show
 from sweetspot.launch import Launch, WorkerError
-from sweetspot.logger import Logs
+from sweetspot.logger import Logs, warn
 from sweetspot.model import EMBEDDED, Model
 from sweetspot.stages.prepare import embedded_folder
 from sweetspot.stages.run import Run
 from sweetspot.store import Store, StoreError
-from sweetspot.visible import one_line
+from sweetspot.visible import halves_told, one_line
 
 HOUR, DAY = 3600.0, 86400.0
 LEASE = 300.0  # seconds that the lease on a converted model lives without a heartbeat
@@ -223,6 +223,8 @@ def _import(root: Path, asked: argparse.Namespace) -> int:
     fields = {part: getattr(asked, f"{part}_field") for part in ("prompt", "responses", "rewards")}
     request = importing.Request(asked.files, fields, model, asked.seed, asked.rendered, asked.skip_bad_rows)
     pool, facts = importing.import_pool(store, request)
+    for line in halves_told("import", facts.get("halves", 0)):  # a pool of an earlier version has none
+        warn(line)
     show.pool(pool, facts, asked.json)
     return 0
 

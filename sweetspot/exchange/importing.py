@@ -141,15 +141,16 @@ def _build(
             rewards = stack.enter_context(store.building(store.folder("rewards", facts["rewards"]), about))
         write_text(samples / "probe.json", json.dumps(tokens.probe) + "\n")
         prompts: list[dict[str, Any]] = []
-        counts, total = [], 0
+        counts, total, changed = [], 0, 0
         while group := [_shuffled(row, request.seed) for row in itertools.islice(rows, TILE_PROMPTS)]:
             for first in range(0, max(len(row.responses) for row in group), IMPORTED_BLOCK):
                 total += _write_tile(group, first, tokens, samples, rewards)
             prompts += [{"prompt_id": row.prompt_id, "messages": row.messages, "source": row.source} for row in group]
             counts += [len(row.responses) for row in group]
+            changed += sum(row.halves for row in group)
         write_tile(samples / IMPORTED_PROMPTS, pa.Table.from_pylist(prompts, schema=PROMPTS), {})
         facts |= {"prompts": len(prompts), "responses": sum(counts), "least": min(counts), "most": max(counts)}
-        facts |= {"tokens": total}
+        facts |= {"tokens": total, "halves": changed}
 
 
 def _shuffled(row: Row, seed: int) -> Row:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweetspot.schema import prompt_id
+from sweetspot.visible import encodable, halves
 
 LAST_TURN = "messages[-1]"  # stands for a responses field: the assistant's last turn of each row
 LARGEST = float(np.finfo(np.float32).max)  # rewards are stored as float32; NaN is not below it either
@@ -51,13 +52,15 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt with its responses, in the file's order. rewards: one for each response, or None."""
+    """One prompt with its responses, in the file's order. rewards: one for each response, or None. halves: its texts
+    that held half a surrogate pair, which stands there as its escape."""
 
     source: str
     prompt_id: str
     messages: Messages
     responses: list[str]
     rewards: list[float] | None
+    halves: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,12 +149,10 @@ def _parsed(where: str, row: Any, fields: Fields, read_prompt: ReadPrompt) -> Ro
             prompt, responses = _last_turn(where, row)
         else:
             prompt, responses = _value(row, fields.prompt), _value(row, fields.responses)
-        messages = read_prompt(prompt, where)
-        texts = _texts(where, fields.responses, responses)
+        messages = read_prompt(encodable(prompt), where)
+        texts = _texts(where, fields.responses, encodable(responses))
         rewards = None if fields.rewards is None else _rewards(where, fields, _value(row, fields.rewards), len(texts))
-        return Row(where, prompt_id(messages), messages, texts, rewards)
-    except UnicodeEncodeError:
-        return BadRow(f"{where}: a text must be Unicode, got half of a surrogate pair")
+        return Row(where, prompt_id(messages), messages, texts, rewards, halves([prompt, responses]))
     except ValueError as error:
         return BadRow(" ".join(str(error).split()))
 
@@ -171,7 +172,6 @@ def _texts(where: str, name: str, value: Any) -> list[str]:
     for place, text in enumerate(value):
         if not isinstance(text, str):
             raise ValueError(f"{where}: {name}[{place}] must be text, got {_short(text)}")
-        text.encode()  # so that a text that is no Unicode is found here
     return value
 
 
@@ -209,6 +209,7 @@ def _joined(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
             kept[0].messages,
             responses,
             rewards if kept[0].rewards is not None else None,
+            sum(row.halves for row in kept),
         )
 
 

@@ -1,6 +1,5 @@
 """The report of a run, report.html beside its manifest.json; that of a sweep; and the summary on the terminal."""
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from sweetspot import manifest as manifests
 from sweetspot.logger import Logger, Logs, withhold_texts
 from sweetspot.logger.private import READ, flat, private
 from sweetspot.logger.secret import without_secrets
@@ -59,7 +59,7 @@ def write(manifest_path: Path) -> Path:
     Returns:
         The report's path. An earlier report is replaced.
     """
-    manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
+    manifest = manifests.read(manifest_path)
     return page.replace(manifest_path.with_name("report.html"), _page(manifest, manifest["store"]))
 
 
@@ -85,7 +85,7 @@ def write_without_texts(manifest_path: Path, folder: Path) -> Path:
         manifest_path: as for `write`.
         folder: where it goes, under the name by which the W&B logger knows it.
     """
-    manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
+    manifest = manifests.read(manifest_path)
     composed = flat(manifest["config"])
     hidden = private(composed, text=False)
     name = hidden.name(manifest_path.parent.name, composed)

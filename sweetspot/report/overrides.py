@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sweetspot.component import key
+from sweetspot.visible import encodable
 
 POLICIES = ("strategy", "strategy.chosen", "strategy.rejected", "seed")  # what policies of one setting differ in
 LONG = 60  # characters of an override's value that is told whole
@@ -25,4 +26,5 @@ def names(given: Sequence[Sequence[str]], folders: Sequence[str]) -> list[str]:
 
 def _short(value: str) -> str:
     """A value as it is told: a long one by its beginning and its key."""
+    value = encodable(value)
     return value if len(value) <= LONG else f"{value[:40]}\N{HORIZONTAL ELLIPSIS}{key(value)}"

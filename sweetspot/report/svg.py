@@ -11,7 +11,11 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
+
+from sweetspot.visible import encodable
 
 Floats = NDArray[np.float64]
 Draw = Callable[[Figure, bool], None]  # the second: whether the figure is the narrow cut
@@ -63,6 +67,7 @@ def _svg(draw: Draw, narrow: bool, name: str, alt: str, width: float, height: fl
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure, narrow)
+        drawable(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = file.getvalue()
@@ -72,6 +77,16 @@ def _svg(draw: Draw, narrow: bool, name: str, alt: str, width: float, height: fl
         text = text.replace(colour, f"var(--{variable})")
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" LABEL>', text, count=1)
     return Markup(text.replace("LABEL", str(Markup('aria-label="{}"').format(alt)), 1))
+
+
+def drawable(figure: Figure) -> None:
+    """Put escapes in the place of halves of surrogate pairs in all words of a figure: no font has them."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        labels = axis.get_major_formatter()
+        if isinstance(labels, FuncFormatter):  # of words that were given; numbers have formatters of their own
+            axis.set_major_formatter(FuncFormatter(lambda at, place, of=labels: encodable(of(at, place))))
+    for text in figure.findobj(Text):
+        text.set_text(encodable(text.get_text()))
 
 
 def apart(places: Sequence[float], gap: float) -> list[float]:

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from sweetspot.visible import encodable
+
 NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
@@ -85,5 +87,6 @@ def pretty(positions: str) -> str:
 
 
 def shortened(name: str, most: int) -> str:
-    """A name as a figure has room for it."""
+    """A name as a figure has room for it and can draw it."""
+    name = encodable(name)
     return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

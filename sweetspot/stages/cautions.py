@@ -5,15 +5,18 @@ from typing import Any
 import numpy as np
 
 from sweetspot.budget import uneven
+from sweetspot.data import Prompts
 from sweetspot.distribution import indistinct
 from sweetspot.sampler import Sampler
 from sweetspot.stages.pool import Samples
 from sweetspot.strategy import PositionPair
+from sweetspot.visible import halves_told
 
 
-def cautions(strategy: Any, n_samples: int, duplicates: int) -> list[str]:
-    """Positions that cannot be told apart at this n, and duplicate prompts, a line each."""
-    found = [f"data: {duplicates} duplicate prompts were left out"] if duplicates else []
+def cautions(strategy: Any, n_samples: int, prompts: Prompts) -> list[str]:
+    """Positions that cannot be told apart at this n, duplicate prompts, and texts that were changed, a line each."""
+    found = [f"data: {prompts.duplicates} duplicate prompts were left out"] if prompts.duplicates else []
+    found += halves_told("data", prompts.halves)
     if isinstance(strategy, PositionPair) and (told := indistinct(strategy, n_samples)):
         found.append(told)
     return found

@@ -29,7 +29,7 @@ def checked(name: str, evaluation: IFEval, subject: Subject, run: Run) -> Evalua
     the start, in percent points, with the paired 95% bootstrap interval over prompts.
     """
     started = time.monotonic()
-    rows, whole = ifeval.read(evaluation)
+    rows, whole, _ = ifeval.read(evaluation)
     (path, made), (start, _) = (
         _check(side, name, evaluation, rows, whole, dataclasses.replace(subject, policy=model), run)
         for side, model in (("", subject.policy), ("start ", subject.start))

@@ -12,6 +12,7 @@ from sweetspot.stages.judged import judged, preflight, tested
 from sweetspot.stages.prepare import prepare
 from sweetspot.stages.run import Run
 from sweetspot.stages.subject import Evaluation, Subject
+from sweetspot.visible import halves_told
 
 
 def evaluate(evaluations: Mapping[str, Any], subject: Subject, deepspeed: DeepSpeed, run: Run) -> Iterator[Evaluation]:
@@ -48,13 +49,15 @@ def check(evaluations: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: for what would stop the run at its end, such as a file that cannot be used; one line.
     """
-    for one in evaluations.values():
+    told: list[str] = []
+    for name, one in evaluations.items():
         if isinstance(one, IFEval):
-            ifeval.read(one)
+            told += halves_told(name, ifeval.read(one)[2])
         if isinstance(one, RewardBench):
             reward_bench.read(one)
+            told += halves_told(name, reward_bench.changed(one))
     asked = [(name, one) for name, one in evaluations.items() if isinstance(one, AlpacaEval | ArenaHard)]
-    return [line for name, one in asked for line in preflight(name, one)]
+    return [*told, *(line for name, one in asked for line in preflight(name, one))]
 
 
 def try_judges(evaluations: Mapping[str, Any], run: Run) -> None:

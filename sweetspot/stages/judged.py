@@ -22,6 +22,7 @@ from sweetspot.stages.pool import sample
 from sweetspot.stages.run import Run
 from sweetspot.stages.subject import Evaluation, Subject
 from sweetspot.store import read_tile, write_tile
+from sweetspot.visible import halves_told
 
 JUDGE_PROMPT_CHARACTERS = 1400  # of alpaca-eval's template around a pair
 TEST_RESPONSE = "I do not know."  # beside the baseline's, which must differ: equal ones are a draw that nobody is asked
@@ -226,7 +227,8 @@ def preflight(name: str, evaluation: AlpacaEval | ArenaHard) -> list[str]:
         ValueError: for a file that cannot be used, or a price above `max_cost`; one line.
     """
     baseline, gamed = source(evaluation)
-    told = length_control(name, baseline, gamed) if isinstance(evaluation, AlpacaEval) else []
+    told = halves_told(name, baseline.halves)
+    told += length_control(name, baseline, gamed) if isinstance(evaluation, AlpacaEval) else []
     if len(baseline.instructions) < baseline.whole:
         told.append(f"{name}: {len(baseline.instructions)} of {baseline.whole} prompts: a partial result, without LC")
     if not isinstance(evaluation.judge, OpenAIJudge):

@@ -1,7 +1,7 @@
 """One table of a sweep: a row a job, whatever finished, from manifests alone."""
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 
 from sweetspot import report
 from sweetspot.manifest import flat_metrics
+from sweetspot.manifest import read as read_manifest
 from sweetspot.report import Swept
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep import summary
 from sweetspot.sweep.folder import Job, Sweep
 from sweetspot.sweep.forecast import STAGES
 from sweetspot.sweep.outcome import Outcome
-from sweetspot.visible import in_markdown, visible
+from sweetspot.visible import encodable, in_markdown, visible
 
 SHOWN = ("job", "standing", "reason", "kept", "chosen_z", "rejected_z", "margin", "log")
 OTHERS = {"select": "start and end", "sft": "prepare"}
@@ -31,15 +32,17 @@ def rows(sweep: Sweep, found: Mapping[int, Outcome]) -> list[dict[str, Any]]:
         found: how each job stands, by number.
     """
     return [
-        {
-            "job": job.name,
-            "number": job.number,
-            "overrides": " ".join(job.overrides),
-            "standing": found[job.number].standing,
-            "reason": visible(found[job.number].reason),
-            "log": _log(sweep, job),
-            **_numbers(sweep.path(job) / "manifest.json"),
-        }
+        encodable(
+            {
+                "job": job.name,
+                "number": job.number,
+                "overrides": " ".join(job.overrides),
+                "standing": found[job.number].standing,
+                "reason": visible(found[job.number].reason),
+                "log": _log(sweep, job),
+                **_numbers(sweep.path(job) / "manifest.json"),
+            }
+        )
         for job in sweep.jobs
         if job.part == "run"
     ]
@@ -63,6 +66,17 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     pages = report.tried(lambda: report.write_sweep(sweep.folder / "sweep.html", facts, shown), [])
     summary.send(sweep, table, facts, shown)
     return [parquet, page, *pages]
+
+
+def write_page(sweep: Sweep, found: Mapping[int, Outcome], path: Path) -> Path:
+    """Write the page of the sweep alone, as sweep.html but without links to its runs' pages, which are not beside it.
+
+    Args:
+        found: how each job stands, by number.
+        path: where it goes.
+    """
+    facts, shown = _facts(sweep, found)
+    return report.write_sweep(path, facts, [replace(job, page=None) for job in shown])
 
 
 def _facts(sweep: Sweep, found: Mapping[int, Outcome]) -> tuple[Swept, list[report.Job]]:
@@ -92,7 +106,7 @@ def _facts(sweep: Sweep, found: Mapping[int, Outcome]) -> tuple[Swept, list[repo
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_manifest(path) if path.exists() else None
 
 
 def _log(sweep: Sweep, job: Job) -> str:
@@ -111,7 +125,7 @@ def stage_seconds(sweep: Sweep, numbers: Sequence[int]) -> dict[str, float] | No
         status, path = folders.read_status(sweep.path(job)), sweep.path(job) / "manifest.json"
         if status is None or status.ended is None or status.state != "done" or not path.exists():
             return None
-        stages = json.loads(path.read_text())["stages"]
+        stages = read_manifest(path)["stages"]
         for stage in stages:
             found[_stage(stage["name"])] += stage["seconds"]
         whole = datetime.fromisoformat(status.ended) - datetime.fromisoformat(status.started)
@@ -137,7 +151,7 @@ def _numbers(path: Path) -> dict[str, Any]:
     """The numbers of a manifest as columns; those of the last round's pairs also by their bare names."""
     if not path.exists():
         return {}
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    manifest = read_manifest(path)
     pairs = manifest["rounds"][-1].get("pairs", {}) if manifest["rounds"] else {}
     flat = {name: float(value) for name, value in flat_metrics(manifest).items()}
     bare = {name: float(pairs[name]) for name in PAIRS if pairs.get(name) is not None}
