@@ -1,10 +1,13 @@
 """Held-out figures: paired by prompt, ties are halves, intervals that cover."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from sweetspot.eval import distinct, preferences
 from sweetspot.eval.judged import bias_warning, order_bias
+from sweetspot.schema import SCORES
+from sweetspot.stages.held_out import signs_p
 from sweetspot.statistics import bootstrap_mean
 
 
@@ -43,6 +46,19 @@ def test_nan_prompts_are_left_out_and_one_prompt_has_no_interval() -> None:
 def test_equal_differences_have_an_interval_of_no_width() -> None:
     interval = bootstrap_mean(np.full(10, 0.25), 1000, 0)
     assert (interval.low, interval.mean, interval.high) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(("prompts", "p"), [(3, 2 / 8), (5, 2 / 32), (6, 2 / 64)])
+def test_few_prompts_that_are_all_better_may_be_so_by_chance(prompts: int, p: float) -> None:
+    """Two of the 2^n choices of signs lie as far out, though the bootstrap's interval leaves 0 out for any n."""
+    rows = [
+        {"prompt_id": f"{row}", "sample_index": at, "response": "", "baseline": "", "preference": 1.0}
+        | {"reward": 1.0 + row + at, "baseline_reward": 2.0 * at}  # of the second response the start's is the better
+        for row in range(prompts)
+        for at in range(2)
+    ]
+    assert signs_p(pa.Table.from_pylist(rows, schema=SCORES), 0) == pytest.approx(p, rel=0.1)
+    assert bootstrap_mean(np.arange(0.5, prompts), 1000, 0).low > 0
 
 
 def test_distinct_2_counts_different_pairs_of_words() -> None:
