@@ -18,9 +18,9 @@ import numpy as np
 from experiments import lines, output, runs
 from experiments.output import Beside, Found
 from experiments.runs import Point, Settings
-from sweetspot.distribution import at_picks, curve, expected_position, mean_sd, picks, realised_z
+from sweetspot.distribution import at_picks, curve, expected_pair, picks, realised_z
 from sweetspot.distribution.positions import NONE
-from sweetspot.report.effects import BASELINE, THAN_RANDOM, effects, is_position
+from sweetspot.report.effects import BASELINE, THAN_RANDOM, effects
 from sweetspot.statistics import ALPHA
 from sweetspot.strategy import POINTS, Floats, Indices
 
@@ -82,16 +82,18 @@ def grid(points: Sequence[Point], settings: Settings, measure: str) -> list[dict
 
 
 def realised(points: Sequence[Point], settings: Settings) -> dict[str, Any]:
-    """Where the chosen and the rejected responses lie in their prompt, what a normal pool expects, and how much longer
-    the chosen one is; a prompt's figures are means over the seeds for which it has a pair."""
+    """Where the chosen and the rejected responses lie in their prompt, where they would in the prompts of a normal pool
+    that give a pair, and how much longer the chosen one is; a prompt's figures are means over the seeds for which it
+    has a pair."""
     parts = [(runs.scored(point), runs.tokens(point), runs.pair_picks(point)) for point in points]
     z = _over_seeds([realised_z(found.rewards, chosen) for found, _, chosen in parts])
     tokens = _over_seeds([at_picks(lengths, chosen) for _, lengths, chosen in parts])
     row: dict[str, Any] = {"kept": sum(point.part("pairs")["kept"] for point in points)}
-    for side, position, own in zip(("chosen", "rejected"), points[0].positions, z, strict=True):
-        known = position != BASELINE and is_position(position)
+    pair = points[0].pair
+    normal = (expected_pair(pair, points[0].n) if pair else None) or (None, None)
+    for side, position, own, reference in zip(("chosen", "rejected"), points[0].positions, z, normal, strict=True):
         row |= runs.interval(own, settings, f"{side}_z_")
-        row[f"{side}_normal_z"] = expected_position(position, points[0].n).z / mean_sd(points[0].n) if known else None
+        row[f"{side}_normal_z"] = None if position == BASELINE else reference
     return row | runs.interval(tokens[0] - tokens[1], settings, "longer_")
 
 

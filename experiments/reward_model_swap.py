@@ -96,10 +96,10 @@ def over_optimisation(selecting: Point, gold: Point, settings: Settings) -> list
 
 def overlaps(points: Sequence[Point], settings: Settings) -> list[dict[str, Any]]:
     """A row for two reward models and a strategy: the share of prompts with the same pair, of those where both have
-    one, with its interval over prompts."""
+    one, with its interval over prompts. Reward models that scored other samples or prompts are not compared."""
     rows: list[dict[str, Any]] = []
     selected = [point for point in points if point.part("pairs")]
-    for (strategy, n, seed), group in runs.grouped(selected, lambda one: (one.strategy, one.n, one.seed)).items():
+    for (strategy, n, seed, _), group in runs.grouped(selected, _of_samples).items():
         named = runs.grouped(group, _name)
         for first, second in permutations(named, 2):
             if first < second:
@@ -111,6 +111,12 @@ def overlaps(points: Sequence[Point], settings: Settings) -> list[dict[str, Any]
                 share = {"same_pair": found["mean"], "same_pair_low": found["low"], "same_pair_high": found["high"]}
                 rows.append({**names, **share, "prompts": found["prompts"]})
     return rows
+
+
+def _of_samples(point: Point) -> tuple[str, int, int, tuple[str, str]]:
+    """The strategy, n and seed of a run, and the samples and prompts that it selected from."""
+    samples = point.part("samples")
+    return point.strategy, point.n, point.seed, (samples["key"], samples["prompts"])
 
 
 def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:

@@ -173,6 +173,7 @@ def _evaluation() -> dict[str, Any]:
         "win_rate_low": 0.54,
         "win_rate_high": 0.62,
         "difference_sd": 0.27,
+        "p": 0.0002,
     }
     selecting = {**judge, "name": "embedded", "role": "selecting", "difference": 0.61, "low": 0.5, "high": 0.72}
     selecting |= {"win_rate": 0.67, "win_rate_low": 0.63, "win_rate_high": 0.71, "difference_sd": 0.75}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sweetspot.distribution import (
+    expected_pair,
     expected_position,
     indistinct,
     max_of_k_curve,
@@ -273,6 +274,43 @@ def test_shares_of_first_positions_are_exact() -> None:
     assert expected_position("min_of_5", 20).share_min == 0.25
     assert expected_position("max_of_3", 4).share_max == 0.75
     assert expected_position("random", 4).share_min == expected_position("random", 4).share_max == 0.25
+
+
+@pytest.mark.parametrize(("rejected", "n", "share"), [("mu+2sigma", 64, 0.71), ("mu+2sigma", 20, 0.08)])
+def test_where_a_pair_lies_is_told_of_the_prompts_that_give_one(rejected: str, n: int, share: float) -> None:
+    """Against other draws: where two positions fall on one response there is no pair, so the best lies further out."""
+    rewards = np.random.default_rng(7).standard_normal((4_000_000 // n, n))
+    z = (rewards - rewards.mean(axis=1, keepdims=True)) / rewards.std(axis=1, ddof=1, keepdims=True)
+    picked = np.take_along_axis(z, np.abs(z - float(rejected[2:-5])).argmin(axis=1)[:, None], axis=1)[:, 0]
+    kept = picked < z.max(axis=1)
+    assert kept.mean() == pytest.approx(share, abs=0.005)
+    found = expected_pair(PositionPair(chosen="max", rejected=rejected), n)
+    assert found == pytest.approx((z.max(axis=1)[kept].mean(), picked[kept].mean()), abs=0.015)
+    assert found is not None
+    assert found[0] > z.max(axis=1).mean() + 0.1
+
+
+def test_where_a_pair_lies_that_every_prompt_gives_is_exact_and_in_sample_standard_deviations() -> None:
+    best = 1.16296447 / (2**0.5 * math.gamma(2.5) / math.gamma(2) / 2)  # E[max] of 5 over E[sd] (ddof 1)
+    assert expected_pair(PositionPair(chosen="max", rejected="min"), 5) == pytest.approx((best, -best), rel=1e-6)
+
+
+def test_where_a_pair_lies_is_told_by_its_own_ddof() -> None:
+    """At n = 5 the response nearest to mu - sigma lies at -0.90 or -1.10 of the true sigma, by how sigma is divided."""
+    rewards = np.random.default_rng(7).standard_normal((400_000, 5))
+    middle, sd = rewards.mean(axis=1, keepdims=True), rewards.std(axis=1, ddof=1, keepdims=True)
+    for ddof in (0, 1):
+        target = middle - rewards.std(axis=1, ddof=ddof, keepdims=True)
+        column = np.abs(rewards - target).argmin(axis=1)[:, None]
+        z = np.take_along_axis((rewards - middle) / sd, column, axis=1).mean()
+        found = expected_pair(PositionPair(chosen="max", rejected="mu-sigma", ddof=ddof), 5)
+        assert found is not None
+        assert found[1] == pytest.approx(z, abs=0.005)
+
+
+def test_a_pair_that_no_prompt_gives_lies_nowhere() -> None:
+    """No z of five reaches 1.79, so mu + 2 sigma is always the maximum."""
+    assert expected_pair(PositionPair(chosen="max", rejected="mu+2sigma"), 5) is None
 
 
 def test_a_position_that_needs_more_samples_is_refused() -> None:

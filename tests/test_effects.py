@@ -29,10 +29,10 @@ from sweetspot.distribution import length_slope
 from sweetspot.eval.alpaca_metrics import write_regulariser
 from sweetspot.eval.length_control import Regulariser, length_controlled
 from sweetspot.report import effects
-from sweetspot.schema import CHECKED, PROMPTS, REWARDS, SAMPLES, SCORES
+from sweetspot.schema import CHECKED, PAIRS, PROMPTS, REWARDS, SAMPLES, SCORES
 from sweetspot.statistics import PERMUTATIONS
 from sweetspot.store import write_tile
-from sweetspot.strategy import paper_pairs
+from sweetspot.strategy import PositionPair, paper_pairs
 from sweetspot.sweep import collect
 from sweetspot.sweep.outcome import Outcome
 from tests.reported import make_run, make_sweep, write_scores
@@ -339,6 +339,17 @@ def test_a_strategy_of_one_s_own_with_a_chosen_field_has_no_expected_position(st
     assert row["chosen_normal_z"] is None
 
 
+def test_a_normal_pool_lies_where_the_table_says_that_a_normal_pool_would(tmp_path: Path) -> None:
+    """Of 30 normal rewards mu + 2 sigma is the maximum for three of four prompts, which give no pair."""
+    rewards = np.random.default_rng(5).normal(size=(2000, 30))
+    pair = PositionPair(chosen="max", rejected="mu+2sigma")
+    row = pair_grid.realised([selected(pool(tmp_path, rewards), pair, rewards)], SETTINGS)
+    assert 400 < row["kept"] < 600
+    for side in ("chosen", "rejected"):
+        assert row[f"{side}_normal_z"] == pytest.approx(row[f"{side}_z_mean"], abs=0.05)
+    assert row["chosen_normal_z"] > 2.3  # of all prompts 2.06
+
+
 def test_a_command_reads_an_api_judge_without_being_told_the_measure(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -431,6 +442,27 @@ def pool(folder: Path, rewards: np.ndarray, tokens: np.ndarray | None = None) ->
     parts["samples"]["n_samples"] = n
     config = {"n_samples": n, "seed": 0, "sampler": {"budget": "uniform"}}
     return Point(folder, {"config": config, "store": str(folder), "rounds": [parts], "evaluations": []})
+
+
+def selected(point: Point, pair: PositionPair, rewards: np.ndarray) -> Point:
+    """The run of a pool, that selected by the pair from these rewards."""
+    found = pair(rewards)
+    rows = [
+        {"prompt_id": f"{row:016x}", "pair_index": 0, "messages": [{"role": "user", "content": "?"}]}
+        | {"chosen": "a", "rejected": "b", "chosen_index": high, "rejected_index": low}
+        | {
+            "chosen_reward": rewards[row, high],
+            "rejected_reward": rewards[row, low],
+            "chosen_z": 0.0,
+            "rejected_z": 0.0,
+        }
+        for row, high, low in zip(found.prompt, found.chosen, found.rejected, strict=True)
+    ]
+    write_tile(point.store / "pairs/q.parquet", pa.Table.from_pylist(rows, schema=PAIRS), {})
+    parts = {**point.manifest["rounds"][0], "pairs": {"key": "q", "path": "pairs/q.parquet", "kept": len(rows)}}
+    fields = {"chosen": pair.chosen, "rejected": pair.rejected, "ddof": pair.ddof}
+    config = {**point.config, "strategy": {"_target_": "sweetspot.strategy.PositionPair", **fields}}
+    return Point(point.folder, {**point.manifest, "rounds": [parts], "config": config})
 
 
 @pytest.fixture

@@ -364,6 +364,29 @@ def test_the_verdict_claims_no_more_than_the_interval(
     assert verdict(manifest).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        (0.0499, "The mean reward by embedded_gold rose: +0.220 (95%: +0.110 to +0.330) over 64 held-out prompts."),
+        (
+            0.0625,
+            "No change of the mean reward by embedded_gold that can be told from chance by random signs (p 0.062): "
+            "+0.220 (95%: +0.110 to +0.330) over 64 held-out prompts.",
+        ),
+        (None, "The mean reward by embedded_gold changed by +0.220 (95%: +0.110 to +0.330) over 64 held-out prompts, "),
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_test_of_random_signs(
+    p: float | None, expected: str, run_of: RunOf
+) -> None:
+    manifest = json.loads(run_of().read_text())
+    judge = manifest["evaluations"][0]["judges"][0]
+    manifest["evaluations"][0]["judges"][0] = {key: value for key, value in judge.items() if key != "p"} | (
+        {} if p is None else {"p": p}
+    )
+    assert verdict(manifest).startswith(expected)
+
+
 def test_numbers_are_short_and_true() -> None:
     assert [number(value) for value in (0.69315, 12.34, 1234.5, -0.05, 0, 1e-6, None)] == [
         *("0.693", "12.3", "1,234", "−0.050", "0.00", "1.00e−06", "–"),  # noqa: RUF001

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -14,24 +15,27 @@ from experiments.kept import without_texts
 from sweetspot import manifest as manifests
 from sweetspot import report
 from sweetspot.logger import Logs
+from sweetspot.report import sweep_figures
 from sweetspot.report.cost import cost
 from sweetspot.report.page import TEXTS, fitting, with_codes
 from sweetspot.report.runs import Point, changes
 from sweetspot.report.words import pretty
-from sweetspot.schema import CHECKED
+from sweetspot.schema import CHECKED, SCORES
 from sweetspot.stages import Run
-from sweetspot.store import Store, write_tile
+from sweetspot.statistics import PERMUTATIONS, sign_flip_p
+from sweetspot.store import Store, read_tile, write_tile
 from sweetspot.strategy import POINTS
 from sweetspot.sweep import collect
 from sweetspot.sweep.command import main
 from sweetspot.sweep.folder import Sweep
 from sweetspot.sweep.outcome import Outcome
 from tests import tiny
-from tests.reported import EVIL, make_run, make_sweep
+from tests.reported import EVIL, make_run, make_sweep, write_scores
 from tests.test_report import Page
 
 DONE = Outcome("done", "", "", "")
 IFEVAL = {"n_prompts": 4, "prompt_strict": 50.0, "partial": False, "difference": 50.0, "low": 0.0, "high": 100.0}
+SMALL = [gain for row in range(24) for gain in [0.25 if row < 18 else -0.3] * 2]  # two responses each of 24 prompts
 POOL = ["Reward distribution", "Selection by n"]
 TEXTS_OF = ["Answers before and after", "Prompts with their pairs"]
 
@@ -131,6 +135,53 @@ def test_points_of_other_settings_are_compared_apart(tmp_path: Path) -> None:
     assert [f"dpo.beta={beta}" in told for beta in ("0.1", "0.3")] == [True, True]
     heading = next(words for tag, words in page.words if tag == "h1")
     assert heading.endswith("1 of 1 can be told from the random pair.")
+
+
+def test_all_tests_of_the_table_are_one_family_whatever_their_settings(tmp_path: Path) -> None:
+    """Two settings, each a policy that is better for 18 of 24 prompts (p 0.04) beside its random pair: of both, 2 p."""
+    sweep = make_sweep(tmp_path, [("max", "mu"), ("random", "random")] * 2)
+    for job in sweep.jobs:
+        write_scores(tmp_path / "store", f"e{job.number}", ())
+        path = tmp_path / "store" / "scores" / f"e{job.number}" / "scores.parquet"
+        table = read_tile(path, SCORES)[0].to_pylist()
+        for row, gain in zip(table, SMALL, strict=True):
+            row["reward"] = row["baseline_reward"] + (gain if job.number % 2 == 0 else 0.0)
+        path.unlink()
+        write_tile(path, pa.Table.from_pylist(table, schema=SCORES), {})
+    jobs = [
+        replace(job, overrides=(*job.overrides, f"dpo.beta={0.1 if job.number < 2 else 0.3}")) for job in sweep.jobs
+    ]
+    page = Page(written(replace(sweep, jobs=tuple(jobs))))
+    alone = sign_flip_p(np.reshape(SMALL, (24, 2)).mean(axis=1), PERMUTATIONS, 0)
+    assert 0.025 < alone < 0.05
+    assert [words for tag, words in page.words if tag == "td"].count(f"{2 * alone:.3f}") == 2
+    assert next(words for tag, words in page.words if tag == "h1").endswith("none can be told from the random pair.")
+
+
+def test_a_win_rate_is_written_as_a_rate_in_table_and_figures(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [("max", "min"), ("max", "mu")])
+    facts = {"kind": "alpaca_eval_2", "baseline": "gpt4", "judge": "gpt", "n_prompts": 24, "win_rate": 60.0}
+    facts |= {"length_controlled_winrate": None, "n_benchmark": 24, "partial": False}
+    for job in sweep.jobs:
+        found = {"name": "eval", "key": f"e{job.number}", "path": f"scores/e{job.number}/scores.parquet", **facts}
+        config = json.loads((sweep.path(job) / "manifest.json").read_text())["config"]
+        config["n_samples"] = 8 * (job.number + 1)
+        edit(sweep, job.number, evaluations=[found], config=config)
+    page = Page(written(sweep))
+    assert [words for tag, words in page.words if tag == "td"].count("60.0%") == 2
+    told = [words for words in page.values("aria-label") if words.startswith("win rate (%)")]
+    assert len(told) == 2
+    assert all(words.count("60.0%") == 2 and "+60" not in words for words in told)
+    assert "is highest of 2: 60.0% (95%: 60.0% to 60.0%) against gpt4" in next(
+        words for tag, words in page.words if tag == "h1"
+    )
+
+
+def test_a_heat_map_of_win_rates_is_told_in_rates() -> None:
+    row = {"strategy": "(max, min)", "chosen": "max", "rejected": "min", "measure": "win_rate", "mean": 47.93}
+    drawn = sweep_figures.heat("grid", [row], 50.0)
+    assert "(max, min) 47.9%." in drawn
+    assert "(max, min) +0.100." in sweep_figures.heat("grid", [{**row, "measure": "reward", "mean": 0.1}], 0.0)
 
 
 def test_policies_of_several_n_are_drawn_over_n(tmp_path: Path) -> None:

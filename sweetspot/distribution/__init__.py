@@ -3,6 +3,7 @@ at positions (positions), and of a normal pool of n (normal_pool)."""
 
 from sweetspot.distribution.normal_pool import (
     Expected,
+    expected_pair,
     expected_position,
     indistinct,
     mean_sd,
@@ -33,6 +34,7 @@ __all__ = [
     "best_of_k_by",
     "best_of_n_kl",
     "curve",
+    "expected_pair",
     "expected_position",
     "indistinct",
     "length_slope",

@@ -64,6 +64,33 @@ def expected_position(position: str, n: int, ddof: int = 1, pool_size: int = POO
             return _simulated(parsed, n, ddof, pool_size)
 
 
+@cache
+def expected_pair(pair: PositionPair, n: int, pool_size: int = POOL_SIZE) -> tuple[float, float] | None:
+    """Where the chosen and the rejected response lie at n samples per prompt of a normal pool: their mean z, from the
+    prompt's mean in its standard deviations (ddof 1), over the prompts that give a pair, as `realised_z` tells it.
+
+    Where every prompt gives one, that is `expected_position` over `mean_sd` (Basu: a z is independent of the sd that it
+    is divided by). Else the prompts without a pair, such as those whose positions fall on one response, are left out of
+    the simulated pool; what is left lies elsewhere. None where none is left.
+
+    Raises:
+        ValueError: the pair needs more than n samples.
+    """
+    total, kept, prompts = np.zeros(2), 0, 0
+    for block in _normal_pool(n, pair.ddof, pool_size):
+        found = pair(block.values)
+        rewards = block.values[found.prompt, [found.chosen, found.rejected]]  # [2, pairs]
+        sd = block.sigma[found.prompt, 0] * math.sqrt((n - pair.ddof) / (n - 1))
+        total += ((rewards - block.mu[found.prompt, 0]) / sd).sum(axis=1)
+        kept, prompts = kept + len(found.prompt), prompts + len(block.values)
+    if kept == prompts and pair.chosen != "random" != pair.rejected:
+        high, low = (
+            expected_position(text, n, pair.ddof, pool_size).z / mean_sd(n) for text in (pair.chosen, pair.rejected)
+        )
+        return high, low
+    return (float(total[0] / kept), float(total[1] / kept)) if kept else None
+
+
 def _order_statistic(rank: int, n: int) -> float:
     """E[the reward of that rank (0 = lowest) of n standard normal ones], by quadrature of z times its density."""
     z = np.linspace(-12, 12, 24_001)

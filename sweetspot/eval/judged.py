@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sweetspot.statistics import Floats, Interval, bootstrap_mean
+from sweetspot.statistics import ALPHA, BATCH, Floats, Interval, blocks, bootstrap_mean
 
 BIASED = 0.1  # a preference for the response shown first that is further from a half is warned of
 
@@ -16,31 +16,51 @@ def preference_of(orders: Sequence[Mapping[str, Any]]) -> float:
     return sum(one["weight"] * one["preference"] for one in orders) / total if total else 0.5
 
 
-def order_bias(preference: Floats, policy_first: np.ndarray, resamples: int, seed: int) -> Interval:
+def order_bias(orders: Sequence[Sequence[Mapping[str, Any]]], resamples: int, seed: int) -> Interval:
     """The mean preference for the response shown first: 0.5 without bias, 1 for a judge that looks only there.
 
     It is the mean of two: the policy's preference where the policy came first, and the baseline's where that did. So
-    how good the policy is cancels, whatever the numbers of the two orders.
+    how good the policy is cancels, whatever the numbers of the two orders. The interval is a percentile bootstrap over
+    prompts, whose judgements stay together; each draw takes both means again.
 
     Args:
-        preference: for the policy [judgements], in [0, 1].
-        policy_first: whether the policy's response was shown first [judgements].
+        orders: the ORDERS of each prompt; one without any is not counted.
 
     Returns:
-        NaN where one of the orders never happened.
+        NaN where one of the orders never happened, and NaN limits for one prompt. A draw that lacks an order, as may
+        happen with few prompts, is left out.
     """
-    shares = [np.mean(policy_first), 1 - np.mean(policy_first)] if len(policy_first) else [0.0]
-    if not all(shares):
-        return Interval(float("nan"), float("nan"), float("nan"), 0)
-    for_first = np.where(policy_first, preference, 1 - preference)
-    # each judgement weighted so that both orders count the same
-    weights = np.where(policy_first, 0.5 / shares[0], 0.5 / shares[-1])
-    return bootstrap_mean(for_first * weights, resamples, seed)
+    asked, unknown = [row for row in orders if row], float("nan")
+    sums = np.zeros(
+        (4, len(asked))
+    )  # of preferences for the first where that is the policy's, and how many; baseline's
+    for prompt, row in enumerate(asked):
+        for one in row:
+            first = one["preference"] if one["policy_first"] else 1 - one["preference"]
+            sums[0 if one["policy_first"] else 2, prompt] += first
+            sums[1 if one["policy_first"] else 3, prompt] += 1
+    if not (sums[1].any() and sums[3].any()):
+        return Interval(unknown, unknown, unknown, 0)
+    mean = float(_of_both(sums.sum(axis=1)[:, None])[0])
+    if len(asked) < 2:
+        return Interval(mean, unknown, unknown, len(asked))
+    rng = np.random.default_rng(seed)
+    drawn = [rng.integers(0, len(asked), (size, len(asked))) for size in blocks(resamples, max(1, BATCH // len(asked)))]
+    means = np.concatenate([_of_both(sums[:, rows].sum(axis=2)) for rows in drawn])
+    low, high = np.nanquantile(means, (ALPHA / 2, 1 - ALPHA / 2))
+    return Interval(mean, float(low), float(high), len(asked))
+
+
+def _of_both(sums: Floats) -> Floats:
+    """The mean of the two orders' means, from sums and counts [4, draws]; NaN where an order is missing."""
+    both = (sums[1] > 0) & (sums[3] > 0)
+    first, second = (sums[at] / np.where(both, sums[at + 1], np.nan) for at in (0, 2))
+    return (first + second) / 2
 
 
 def bias_warning(found: Interval, judge: str) -> str | None:
     """A line about a judge that looks at the place more than at the text, or None."""
-    if not found.n or abs(found.mean - 0.5) <= BIASED or found.low <= 0.5 <= found.high:
+    if not found.n or abs(found.mean - 0.5) <= BIASED or not (found.low > 0.5 or found.high < 0.5):
         return None
     which = "first" if found.mean > 0.5 else "second"
     return (

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -141,13 +140,7 @@ def figures_of(
 ) -> tuple[dict[str, Any], list[float] | None]:
     """The metrics of the judgements, and what each would be at equal length, where that is defined."""
     preference = as_floats(given)
-    flat = [order for row in orders for order in row]
-    bias = order_bias(
-        as_floats([order["preference"] for order in flat]),
-        np.array([order["policy_first"] for order in flat], dtype=bool),
-        job["resamples"],
-        job["seed"],
-    )
+    bias = order_bias(orders, job["resamples"], job["seed"])
     found = {**rate(preference, job["resamples"], job["seed"]), **bias_facts(bias, job["label"])}
     if job["benchmark"] == "arena_hard":
         return {**found, **arena.figures(orders, job["resamples"], job["seed"])}, None

@@ -24,7 +24,7 @@ def effects(
     points: Sequence[Point], measure: str, settings: Settings, references: Mapping[str, str] = THAN_RANDOM
 ) -> list[dict[str, Any]]:
     """A row a strategy: what its policy is worth, and its paired difference from the random pair's with a p-value, and
-    that adjusted over the pairs (Holm), where there is a random pair with a seed in common.
+    that adjusted over these pairs (Holm), where there is a random pair with a seed in common.
 
     Of several seeds a prompt's figure is the mean over them; that of a difference is over those that both have.
 

@@ -13,6 +13,7 @@ from sweetspot.report.words import (
     percent,
     signed,
 )
+from sweetspot.statistics import ALPHA
 
 Facts = Mapping[str, Any]
 
@@ -38,12 +39,22 @@ def evaluated(found: Facts) -> Section:
 
 
 def reward_verdict(found: Facts) -> str:
-    """The held-out result in one sentence."""
+    """The held-out result in one sentence, which claims a change where the interval and the test of random signs do.
+
+    Of an earlier version's manifest, which has no p, it claims nothing.
+    """
     judge = next(judge for judge in found["judges"] if judge["role"] == "judge")
     gain = f"{signed(judge['difference'])} ({interval(judge['low'], judge['high'], signed)})"
     over = f"over {count(found['n_prompts'])} held-out prompts"
     if absent(judge["low"]) or judge["low"] <= 0 <= judge["high"]:
         return f"No change of the mean reward by {judge['name']} that can be told from chance: {gain} {over}."
+    if "p" not in judge:
+        return f"The mean reward by {judge['name']} changed by {gain} {over}, which was not tested."
+    if judge["p"] >= ALPHA:
+        return (
+            f"No change of the mean reward by {judge['name']} that can be told from chance by random signs "
+            f"(p {judge['p']:.3f}): {gain} {over}."
+        )
     turn = "rose" if judge["difference"] > 0 else "fell"
     return f"The mean reward by {judge['name']} {turn}: {gain} {over}."
 

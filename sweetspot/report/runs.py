@@ -68,20 +68,20 @@ class Point:
     @property
     def positions(self) -> tuple[str, str]:
         """The chosen and the rejected position of a pair of positions; the name of any other strategy, twice."""
-        pair = self._pair
+        pair = self.pair
         return (pair.chosen, pair.rejected) if pair else (self.strategy, self.strategy)
 
     @property
     def strategy(self) -> str:
         """The strategy as the paper writes it; one of somebody's own by its class and all of its fields."""
-        if pair := self._pair:
+        if pair := self.pair:
             return pair.chosen if pair.chosen == pair.rejected else str(pair)  # random
         fields = dict(self.config["strategy"])
         kind = fields.pop("_target_").rpartition(".")[2]
         return f"{kind}({', '.join(f'{field}={value!r}' for field, value in fields.items())})"
 
     @property
-    def _pair(self) -> PositionPair | None:
+    def pair(self) -> PositionPair | None:
         """The strategy where it is the package's pair of positions; None for one of somebody's own."""
         fields = dict(self.config["strategy"])
         return PositionPair(**fields) if fields.pop("_target_") == PAIR else None

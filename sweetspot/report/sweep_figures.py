@@ -26,7 +26,7 @@ from sweetspot.report.svg import (
     apart,
     cuts,
 )
-from sweetspot.report.words import in_sd, number, pretty, shortened, signed
+from sweetspot.report.words import as_measure, in_sd, number, pretty, shortened
 from sweetspot.statistics import ALPHA
 from sweetspot.strategy import POINTS
 
@@ -74,7 +74,8 @@ def forest(name: str, rows: Sequence[Row], measure: str) -> Markup:
         axes.set(yticks=range(len(ranked)), yticklabels=labels, ylim=(len(ranked) - 0.4, -0.6), xlabel=UNITS[measure])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
 
-    told = "; ".join(f"{row['strategy']} {row['setting']} {signed(row['mean'])}" for row in ranked)
+    show = as_measure(measure)
+    told = "; ".join(f"{row['strategy']} {row['setting']} {show(row['mean'])}" for row in ranked)
     alt = f"{UNITS[measure]} of {len(ranked)} policies, the highest first: {told}."
     lines = 0.32 if any(row["setting"] for row in ranked) else 0.2  # inches a policy, whose name may take two lines
     return cuts(draw, name, alt, 0.75 + 0.2 * len(ranked), 0.75 + lines * len(ranked))
@@ -115,7 +116,8 @@ def heat(name: str, rows: Sequence[Row], level: float) -> Markup:
         axes.tick_params(length=0, labelcolor=INK, labelsize=8 if narrow else 9)
         axes.spines[["bottom"]].set_visible(False)
 
-    listed = "; ".join(f"{row['strategy']} {signed(row['mean'])}{'*' * told_apart(row)}" for row in cells.values())
+    means = {cell: as_measure(row["measure"])(row["mean"]) for cell, row in cells.items()}
+    listed = "; ".join(f"{row['strategy']} {means[cell]}{'*' * told_apart(row)}" for cell, row in cells.items())
     alt = f"Heat map of {len(cells)} pairs, * where it differs from the random pair: {listed}."
     return cuts(draw, name, alt, 4.4, 3.7)
 
@@ -218,7 +220,8 @@ def trained(name: str, rows: Sequence[Row], measure: str) -> Markup:
         axes.minorticks_off()
         axes.set(xlabel="n, samples per prompt", ylabel=UNITS[measure])
 
-    told = "; ".join(f"{row['strategy']} n = {row['n']} {signed(row['mean'])}" for row in rows)
+    show = as_measure(measure)
+    told = "; ".join(f"{row['strategy']} n = {row['n']} {show(row['mean'])}" for row in rows)
     return cuts(draw, name, f"{UNITS[measure]} over n: {told}.", 3.2, 3.2)
 
 

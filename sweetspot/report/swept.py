@@ -7,11 +7,12 @@ from typing import Any
 
 from sweetspot.report import answers, overrides, page, runs
 from sweetspot.report.cost import cost
-from sweetspot.report.effects import BASELINE, by_n, effects, positions
+from sweetspot.report.effects import BASELINE, THAN_RANDOM, by_n, effects, positions
+from sweetspot.report.groups import with_holm
 from sweetspot.report.pool import of_sweep
 from sweetspot.report.results import evaluation_result
 from sweetspot.report.runs import Point, Settings
-from sweetspot.report.words import count, interval, percent, pretty, signed
+from sweetspot.report.words import as_measure, count, interval, pretty, signed
 from sweetspot.statistics import ALPHA
 from sweetspot.strategy import POINTS
 
@@ -94,6 +95,7 @@ def facts(sweep: Swept, jobs: Sequence[Job]) -> Row:
         "rows": sorted(rows, key=lambda row: -row["mean"]),
         "apart": apart,
         "what": WHAT[measure],
+        "show": as_measure(measure),
         "baseline": rows[0]["baseline"] if rows else "",
         "tested": sum("than_random_p_holm" in row for row in rows),
         "cost": cost(sweep.manifests, sweep.price),
@@ -107,7 +109,8 @@ def facts(sweep: Swept, jobs: Sequence[Job]) -> Row:
 
 
 def _rows(groups: Mapping[str, Sequence[Point]], measure: str) -> tuple[list[Row], list[str]]:
-    """What the policies are worth, and why those of a setting are not told: they differ in more than they should."""
+    """What the policies are worth, and why those of a setting are not told: they differ in more than they should. All
+    tests against the random pair, whatever the setting, are one family, since they are shown and counted as one."""
     rows: list[Row] = []
     apart: list[str] = []
     for setting, group in groups.items():
@@ -115,7 +118,7 @@ def _rows(groups: Mapping[str, Sequence[Point]], measure: str) -> tuple[list[Row
             rows += [{**row, "setting": setting, "n": group[0].n} for row in effects(group, measure, SETTINGS)]
         except ValueError as error:
             apart.append(str(error))
-    return rows, apart
+    return with_holm(rows, THAN_RANDOM[BASELINE]), apart
 
 
 def _figures(rows: Sequence[Row], points: Sequence[Point], measure: str, of: Mapping[Path, str]) -> Row:
@@ -160,13 +163,8 @@ def verdict(rows: Sequence[Row], jobs: Sequence[Job]) -> str:
 
 def gain(row: Row, prefix: str = "") -> str:
     """A mean with its interval, in the measure's unit."""
-    rate = row["measure"] == "win_rate"
-    show = _rate if rate and not prefix else signed
+    show = signed if prefix else as_measure(row["measure"])
     return f"{show(row[prefix + 'mean'])} ({interval(row[prefix + 'low'], row[prefix + 'high'], show)})"
-
-
-def _rate(value: float) -> str:
-    return percent(value / 100)
 
 
 def _done(jobs: Sequence[Job]) -> str:

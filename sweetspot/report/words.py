@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,16 @@ def signed(value: float | None) -> str:
     """`number` with its sign."""
     text = number(value)
     return text if value is None or math.isnan(value) or value <= 0 else f"+{text}"
+
+
+def rate(value: float | None) -> str:
+    """A rate that is in percent already: 47.9%."""
+    return NOTHING if value is None or math.isnan(value) else f"{value:.1f}%"
+
+
+def as_measure(measure: str) -> Callable[[float | None], str]:
+    """How a policy's figure of a measure is written: a win rate as a rate, a gain with its sign."""
+    return rate if measure == "win_rate" else signed
 
 
 def in_sd(value: float | None) -> str:

@@ -17,7 +17,7 @@ from sweetspot.stages.pool import Samples, sample, score
 from sweetspot.stages.reference import log_probabilities
 from sweetspot.stages.run import Run
 from sweetspot.stages.subject import Evaluation, Subject
-from sweetspot.statistics import Interval, bootstrap_mean
+from sweetspot.statistics import PERMUTATIONS, Interval, bootstrap_mean, sign_flip_p
 from sweetspot.store import read_tile, write_tile
 
 
@@ -65,9 +65,11 @@ def held_out(name: str, evaluation: HeldOut, subject: Subject, run: Run) -> Eval
             "kl": _kl(pools["policy"], policy, start, evaluation, subject.dpo, fresh.seed, run),
         }
         write_tile(path, _score_rows(pools, rewards["judge"]), metrics)
-    metrics = read_tile(path, SCORES)[1]
+    table, metrics = read_tile(path, SCORES)
+    p = signs_p(table, fresh.seed)
+    judged = [{**one, "p": p} if one["role"] == "judge" else one for one in metrics["judges"]]
     run.did("evaluate", "evaluations", int(made), int(not made), started)
-    return Evaluation(name, "held_out", made_key, str(path.relative_to(run.store.root)), metrics)
+    return Evaluation(name, "held_out", made_key, str(path.relative_to(run.store.root)), {**metrics, "judges": judged})
 
 
 def _compare(rewards: Mapping[str, np.ndarray], resamples: int, seed: int) -> dict[str, float]:
@@ -88,6 +90,20 @@ def _compare(rewards: Mapping[str, np.ndarray], resamples: int, seed: int) -> di
         "win_rate_low": wins.low,
         "win_rate_high": wins.high,
     }
+
+
+def signs_p(scores: pa.Table, seed: int) -> float:
+    """The p-value of no change of the judge's mean reward, by random signs of the prompts' differences.
+
+    It is not kept with the scores, so that it can be told of those that were made before.
+
+    Args:
+        scores: SCORES rows of a judge with rewards.
+        seed: of the draws.
+    """
+    difference = scores["reward"].to_numpy() - scores["baseline_reward"].to_numpy()
+    _, prompt = np.unique(scores["prompt_id"].to_pylist(), return_inverse=True)
+    return sign_flip_p(np.bincount(prompt, weights=difference) / np.bincount(prompt), PERMUTATIONS, seed)
 
 
 def _row_means(matrix: np.ndarray) -> np.ndarray:
