@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from experiments.kept import without_texts
 from sweetspot import manifest as manifests
 from sweetspot import report
 from sweetspot.logger import Logs
@@ -22,6 +23,7 @@ from sweetspot.stages import Run
 from sweetspot.store import Store, write_tile
 from sweetspot.strategy import POINTS
 from sweetspot.sweep import collect
+from sweetspot.sweep.command import main
 from sweetspot.sweep.folder import Sweep
 from sweetspot.sweep.outcome import Outcome
 from tests import tiny
@@ -31,6 +33,7 @@ from tests.test_report import Page
 DONE = Outcome("done", "", "", "")
 IFEVAL = {"n_prompts": 4, "prompt_strict": 50.0, "partial": False, "difference": 50.0, "low": 0.0, "high": 100.0}
 POOL = ["Reward distribution", "Selection by n"]
+TEXTS_OF = ["Answers before and after", "Prompts with their pairs"]
 
 
 def written(sweep: Sweep, **standing: Outcome) -> str:
@@ -53,7 +56,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_pair_grid_has_all_sections(grid: str) -> None:
     assert Page(grid).headings == [
-        *("Result", "Pair grid", *POOL, "Training", "Prompts with their pairs", "Points", "Cost", "Lineage"),
+        *("Result", "Pair grid", *POOL, "Training", *TEXTS_OF, "Points", "Cost", "Lineage"),
     ]
 
 
@@ -92,7 +95,7 @@ def test_texts_of_a_sweep_are_escaped(grid: str) -> None:
 def test_a_sweep_of_few_pairs_has_no_heat_map_and_one_without_random_no_test(tmp_path: Path) -> None:
     page = written(make_sweep(tmp_path, [("max", "min"), ("max", "mu-2sigma")]))
     assert Page(page).headings == [
-        *("Result", *POOL, "Training", "Prompts with their pairs", "Points", "Cost", "Lineage"),
+        *("Result", *POOL, "Training", *TEXTS_OF, "Points", "Cost", "Lineage"),
     ]
     assert "random pair" not in page.split("</header>")[0]
     assert "than random" not in page
@@ -252,6 +255,51 @@ def test_answers_before_and_after_are_those_of_the_scores_with_their_prompt(tmp_
     assert len([text for text in words if text.startswith("Name a colour that goes with ")]) == words.count("Blue, 0.")
     headings = [text for tag, text in page.words if tag == "h3"]
     assert headings.count("Before: start") == headings.count("After: policy") == 8
+
+
+def test_a_sweep_shows_answers_of_its_highest_policy_and_of_the_convention(grid: str) -> None:
+    """Four prompts of each, with the answer of the start and of the policy."""
+    page = Page(grid)
+    headings = [text for tag, text in page.words if tag == "h3"]
+    best = next(words for tag, words in page.words if tag == "h1").split(" is highest")[0]
+    assert [one for one in headings if one.endswith((", the highest", ", the convention"))] == [
+        f"{best}, the highest",
+        "(max, min), the convention",
+    ]
+    assert headings.count("Before: start") == headings.count("After: policy") == 8
+    texts = [text for tag, text in page.words if tag == "div"]
+    assert texts.count("Blue, 0.") == texts.count("Green, 0.") == 8
+    assert len([text for text in texts if text.startswith("Name a colour that goes with ")]) == 8
+
+
+def test_answers_of_a_sweep_without_the_convention_are_of_its_highest_and_lowest_policy(tmp_path: Path) -> None:
+    page = Page(written(make_sweep(tmp_path, [("mu", "min"), ("max", "mu-2sigma"), ("random", "random")])))
+    ends = [text.partition(", the ")[2] for tag, text in page.words if tag == "h3" and ", the " in text]
+    assert ends == ["highest", "lowest"]
+
+
+def test_answers_that_were_kept_without_texts_are_left_out_of_both_reports(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [("max", "min"), ("random", "random")])
+    run = make_run(tmp_path / "run")
+    for path in [*tmp_path.glob("store/scores/*/scores.parquet"), *tmp_path.glob("run/store/scores/*/scores.parquet")]:
+        without_texts(path, path.with_name("kept"))
+        path.with_name("kept").replace(path)
+    for page in (Page(written(sweep)), Page(report.write(run).read_text())):
+        assert "Answers before and after" not in [text for tag, text in page.words if tag in ("h2", "h3")]
+        assert "empty" not in [text for tag, text in page.words if tag == "div"]
+        assert "Result" in page.headings or "Held-out result" in page.headings
+
+
+def test_a_page_that_shall_stand_alone_has_no_links_to_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = make_sweep(tmp_path, [("max", "min"), ("random", "random")])
+    main(["collect", str(tmp_path), "--page", str(tmp_path / "alone.html")])
+    assert capsys.readouterr().out == f"{tmp_path / 'alone.html'}\n"
+    page = Page((tmp_path / "alone.html").read_text())
+    assert [value for value in page.values("href") if not value.startswith("#")] == []
+    assert page.headings[0] == "Result"
+    assert not (sweep.folder / "sweep.html").exists()
 
 
 def test_a_character_that_nobody_would_see_is_shown_as_its_code() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sweetspot.report import page, runs
+from sweetspot.report import runs
 from sweetspot.report.effects import by_n, ladder, positions
 from sweetspot.report.rows import Response, Scored, Shown, points, spaced
 from sweetspot.report.runs import Point, Settings
@@ -55,14 +55,12 @@ def of_sweep(pool: Point | None, every: Sequence[Point], texts: bool) -> dict[st
 
     scored = runs.scored(pool) if pool else None
     places = points(scored) if scored else []
-    shown = read_choices(_sharing(pool, every)) if pool and texts else []
     return {
         "pool": pool,
         "pooled": figures.pooled("pooled", scored, places, None, None) if scored and places else None,
         "places": places,
         "beyond": figures.beyond(scored) if scored else 0,
-        "shown": shown,
-        "limit": page.fitting(text for prompt in shown for text in prompt.texts),
+        "shown": read_choices(_sharing(pool, every)) if pool and texts else [],
     }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweetspot.report import overrides, runs
+from sweetspot.report import answers, overrides, page, runs
 from sweetspot.report.cost import cost
 from sweetspot.report.effects import BASELINE, by_n, effects, positions
 from sweetspot.report.pool import of_sweep
@@ -79,7 +79,11 @@ def facts(sweep: Swept, jobs: Sequence[Job]) -> Row:
     of_setting = {Path(job.name): setting for job, setting in zip(jobs, overrides.settings(given), strict=True)}
     points = [Point(Path(job.name), job.manifest) for job in jobs if job.manifest and _readable(job.manifest)]
     measure, called = runs.measure_of(points), overrides.names(given, [job.name for job in jobs])
-    rows, apart = _rows(points, measure, of_setting)
+    groups = _comparable(points, measure, of_setting)
+    rows, apart = _rows(groups, measure)
+    pool = of_sweep(next(iter(_largest_pools(points)), None), points, sweep.texts)
+    compared = answers.of_sweep(rows, groups, measure) if sweep.texts else []
+    texts = [text for shown in (pool["shown"], *(one[2] for one in compared)) for one in shown for text in one.texts]
     return {
         "sweep": sweep,
         "evaluations": list(names),
@@ -96,15 +100,17 @@ def facts(sweep: Swept, jobs: Sequence[Job]) -> Row:
         "lineage": list(_lineage(sweep, points)),
         "pools": list(_pools(points)),
         **_figures(rows, points, measure, of_setting),
-        **of_sweep(next(iter(_largest_pools(points)), None), points, sweep.texts),
+        **pool,
+        "answers": [(what, _name(row), shown) for what, row, shown in compared],
+        "limit": page.fitting(texts),
     }
 
 
-def _rows(points: Sequence[Point], measure: str, of: Mapping[Path, str]) -> tuple[list[Row], list[str]]:
+def _rows(groups: Mapping[str, Sequence[Point]], measure: str) -> tuple[list[Row], list[str]]:
     """What the policies are worth, and why those of a setting are not told: they differ in more than they should."""
     rows: list[Row] = []
     apart: list[str] = []
-    for setting, group in _comparable(points, measure, of).items():
+    for setting, group in groups.items():
         try:
             rows += [{**row, "setting": setting, "n": group[0].n} for row in effects(group, measure, SETTINGS)]
         except ValueError as error:
@@ -167,7 +173,7 @@ def _done(jobs: Sequence[Job]) -> str:
     return f"{sum(job.standing == 'done' for job in jobs)} of {len(jobs)} points are done"
 
 
-def _name(row: Row) -> str:
+def _name(row: Mapping[str, Any]) -> str:
     return pretty(row["strategy"]) + (f" with {row['setting']}" if row["setting"] else "")
 
 

@@ -1,6 +1,7 @@
 """One table of a sweep: a row a job, whatever finished, from manifests alone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,17 @@ def write(sweep: Sweep, found: Mapping[int, Outcome]) -> list[Path]:
     pages = report.tried(lambda: report.write_sweep(sweep.folder / "sweep.html", facts, shown), [])
     summary.send(sweep, table, facts, shown)
     return [parquet, page, *pages]
+
+
+def write_page(sweep: Sweep, found: Mapping[int, Outcome], path: Path) -> Path:
+    """Write the page of the sweep alone, as sweep.html but without links to its runs' pages, which are not beside it.
+
+    Args:
+        found: how each job stands, by number.
+        path: where it goes.
+    """
+    facts, shown = _facts(sweep, found)
+    return report.write_sweep(path, facts, [replace(job, page=None) for job in shown])
 
 
 def _facts(sweep: Sweep, found: Mapping[int, Outcome]) -> tuple[Swept, list[report.Job]]:

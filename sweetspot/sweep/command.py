@@ -17,7 +17,7 @@ from sweetspot.sweep.calibrate import calibrate
 from sweetspot.sweep.folder import Sweep
 from sweetspot.sweep.outcome import Outcome, outcomes
 from sweetspot.sweep.submit import submit
-from sweetspot.visible import one_line
+from sweetspot.visible import one_line, visible
 
 FOLDER_COMMANDS = {
     "status": "how each job stands",
@@ -49,6 +49,9 @@ def main(arguments: Sequence[str]) -> None:
         one.add_argument("folder", type=Path, help="the sweep's (runs/NAME)")
         if name == "status":
             one.add_argument("--watch", type=float, metavar="SECONDS", help="show it again and again")
+        if name == "collect":
+            only = "write the page alone, to FILE, without links to the pages of its runs"
+            one.add_argument("--page", type=Path, metavar="FILE", help=only)
     measure = commands.add_parser("calibrate", help="measures how fast the stages go, for the forecast of a sweep")
     measure.add_argument("--file", type=Path, default=Path("calibration.json"), help="what is measured is added to it")
     measure.add_argument("--prompts", type=int, help="to sample for; more take longer and tell more")
@@ -62,6 +65,8 @@ def main(arguments: Sequence[str]) -> None:
     match asked.command:
         case "status":
             _status(sweep, asked.watch)
+        case "collect" if asked.page:
+            print(visible(str(collect.write_page(sweep, outcomes(sweep), asked.page))))
         case "collect":
             for path in collect.write(sweep, outcomes(sweep)):
                 print(path)
