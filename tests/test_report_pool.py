@@ -52,7 +52,8 @@ def test_the_first_pool_of_a_sweep_is_shown_with_the_seven_points(tmp_path: Path
 def test_prompts_are_shown_with_what_the_strategies_took(tmp_path: Path) -> None:
     """By (max, min), (mu, min) and (max, mu) of one pool: max chosen twice, mu chosen and rejected, min rejected."""
     sweep = make_sweep(tmp_path, [("max", "min"), ("mu", "min"), ("max", "mu")])
-    page = Page(written(sweep))
+    whole = written(sweep)
+    page = Page(whole[whole.index('<section id="prompts">') : whole.index('<section id="points">')])
     assert [at["class"] for tag, at in page.tags if tag == "article"] == ["prompt"] * 4
     assert [text for tag, text in page.words if tag == "h3" and text != "Forecast"] == [
         *("Chosen", "Chosen and rejected", "Rejected")
