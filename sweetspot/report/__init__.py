@@ -123,7 +123,7 @@ def _round(
     samples, rewards, pairs, policy = (found.get(part) for part in ("samples", "rewards", "pairs", "policy"))
     every = read_scored(store, samples, rewards) if samples and rewards else None
     ignoring = pairs and manifest["config"].get("ignore_duplicates", False)
-    scored = read_scored(store, samples, rewards, True) if every and ignoring else every
+    scored = read_scored(store, samples, rewards, True) if samples and rewards and ignoring else every
     places = points(scored) if scored else []
     shown = read_shown(store, found, scored) if samples and texts else []
     history = read_history(store, policy) if policy else []
