@@ -50,7 +50,7 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
 
 def far(point: Point, settings: Settings) -> list[dict[str, Any]]:
     """A row a position: its realised z, and how often its response is the minimum or maximum."""
-    rewards = runs.scored(point).rewards
+    rewards = runs.selectable(point).rewards
     found = picks(rewards, ["min", "max", *SIGMAS])
     z = realised_z(rewards, found)
     rows: list[dict[str, Any]] = []

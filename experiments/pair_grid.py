@@ -85,12 +85,16 @@ def realised(points: Sequence[Point], settings: Settings) -> dict[str, Any]:
     """Where the chosen and the rejected responses lie in their prompt, where they would in the prompts of a normal pool
     that give a pair, and how much longer the chosen one is; a prompt's figures are means over the seeds for which it
     has a pair."""
-    parts = [(runs.scored(point), runs.tokens(point), runs.pair_picks(point)) for point in points]
+    parts = [(runs.selectable(point), runs.tokens(point), runs.pair_picks(point)) for point in points]
     z = _over_seeds([realised_z(found.rewards, chosen) for found, _, chosen in parts])
     tokens = _over_seeds([at_picks(lengths, chosen) for _, lengths, chosen in parts])
     row: dict[str, Any] = {"kept": sum(point.part("pairs")["kept"] for point in points)}
-    pair = points[0].pair
-    normal = (expected_pair(pair, points[0].n) if pair else None) or (None, None)
+    pair, many = (
+        points[0].pair,
+        [np.isfinite(found.rewards).sum(axis=1)[chosen[0] != NONE] for found, _, chosen in parts],
+    )
+    n = round(float(np.concatenate(many).mean())) if row["kept"] else points[0].n  # fewer where copies are ignored
+    normal = (expected_pair(pair, n) if pair else None) or (None, None)
     for side, position, own, reference in zip(("chosen", "rejected"), points[0].positions, z, normal, strict=True):
         row |= runs.interval(own, settings, f"{side}_z_")
         row[f"{side}_normal_z"] = None if position == BASELINE else reference
@@ -159,7 +163,7 @@ def collided(points: Sequence[Point], settings: Settings) -> list[dict[str, Any]
     rows: list[dict[str, Any]] = []
     couples = [(a, b) for a in range(len(POINTS)) for b in range(a)]
     for point in runs.pools(points):
-        found = picks(runs.scored(point).rewards, POINTS)
+        found = picks(runs.selectable(point).rewards, POINTS)
         shares = _shares([same(found[a], found[b]) for a, b in couples], "share", settings)
         rows += [
             {"seed": point.pool_seed, "n": point.n, "first": POINTS[a], "second": POINTS[b], **share}

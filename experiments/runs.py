@@ -24,6 +24,7 @@ from sweetspot.report.runs import (
     prompt_ids,
     scored,
     seeds,
+    selectable,
     tokens,
 )
 from sweetspot.sweep import folder as sweeps
@@ -52,6 +53,7 @@ __all__ = [
     "read",
     "scored",
     "seeds",
+    "selectable",
     "settings_of",
     "tokens",
     "with_holm",

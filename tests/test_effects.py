@@ -29,6 +29,7 @@ from sweetspot.distribution import length_slope
 from sweetspot.eval.alpaca_metrics import write_regulariser
 from sweetspot.eval.length_control import Regulariser, length_controlled
 from sweetspot.report import effects
+from sweetspot.report.rows import points as seven_points
 from sweetspot.schema import CHECKED, PAIRS, PROMPTS, REWARDS, SAMPLES, SCORES
 from sweetspot.statistics import PERMUTATIONS
 from sweetspot.store import write_tile
@@ -350,6 +351,30 @@ def test_a_normal_pool_lies_where_the_table_says_that_a_normal_pool_would(tmp_pa
     assert row["chosen_normal_z"] > 2.3  # of all prompts 2.06
 
 
+def test_positions_and_moments_of_a_run_that_ignores_copies_are_those_that_its_selection_saw(tmp_path: Path) -> None:
+    """Rewards 0, 4, 2, 4, 4, of which the last two repeat the second: without them mu is 2 and sigma 2, so that min, mu
+    and max lie at -1, 0 and 1 and mu - sigma is the minimum; with them mu is 2.8, and mu - sigma nearest to 2."""
+    rewards = np.array([[0.0, 4.0, 2.0, 4.0, 4.0]] * 3)
+    seen = np.array([[0.0, 4.0, 2.0, np.nan, np.nan]] * 3)
+    point = pool(tmp_path, rewards, texts="abcbb")
+    point.manifest["config"]["ignore_duplicates"] = True
+    point = selected(point, PositionPair(chosen="max", rejected="mu-sigma"), seen)
+    assert np.isfinite(runs.scored(point).rewards).all()
+    np.testing.assert_array_equal(runs.selectable(point).rewards, seen)
+    row = pair_grid.realised([point], SETTINGS)
+    assert (row["chosen_z_mean"], row["rejected_z_mean"]) == (1.0, -1.0)
+    best = 0.8462843753 / (np.sqrt(np.pi) / 2)  # E[max] over E[sd] of 3
+    assert row["chosen_normal_z"] == pytest.approx(best, abs=0.01)
+    assert only(pair_grid.collided([point], SETTINGS), first="mu-sigma", second="min")["share"] == 1.0
+    assert only(extended_positions.far(point, SETTINGS), position="mu-2sigma")["z_mean"] == -1.0
+    places = {place.point: place for place in seven_points(runs.selectable(point))}
+    assert [places[name].z for name in ("min", "mu", "max")] == [-1.0, 0.0, 1.0]
+    assert places["mu-sigma"].share_min == 1.0
+    assert places["max"].normal_z == pytest.approx(row["chosen_normal_z"], abs=0.01)
+    point.manifest["config"]["ignore_duplicates"] = False
+    assert only(pair_grid.collided([point], SETTINGS), first="mu-sigma", second="min")["share"] == 0.0
+
+
 def test_a_command_reads_an_api_judge_without_being_told_the_measure(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -412,15 +437,16 @@ def test_the_selecting_reward_model_has_its_interval_beside_the_judge_s(store: S
     assert "selecting" not in without
 
 
-def pool(folder: Path, rewards: np.ndarray, tokens: np.ndarray | None = None) -> Point:
-    """A run that was scored, with these rewards [prompts, n], NaN = not scored, and lengths."""
+def pool(folder: Path, rewards: np.ndarray, tokens: np.ndarray | None = None, texts: str = "") -> Point:
+    """A run that was scored, with these rewards [prompts, n], NaN = not scored, lengths, and responses of a letter for
+    each column; else all are "a"."""
     prompts, n = rewards.shape
     lengths = np.full(rewards.shape, 2) if tokens is None else tokens
     places = [(row, at) for row in range(prompts) for at in range(n)]
     messages = [{"role": "user", "content": "?"}]
     asked = [{"prompt_id": f"{row:016x}", "messages": messages, "source": "toy"} for row in range(prompts)]
     samples = [
-        {"prompt_id": f"{row:016x}", "sample_index": at, "response": "a", "token_ids": [1]}
+        {"prompt_id": f"{row:016x}", "sample_index": at, "response": texts[at] if texts else "a", "token_ids": [1]}
         | {"n_tokens": int(lengths[row, at]), "finish_reason": "stop", "seed": at, "logprob": -1.0}
         for row, at in places
     ]
@@ -544,6 +570,14 @@ def test_pairs_that_two_reward_models_share_have_an_interval(store: Store) -> No
     found = reward_model_swap.overlaps(points, SETTINGS)
     names = ("first", "second", "same_pair", "same_pair_low", "same_pair_high")
     assert [tuple(row[name] for name in names) for row in found] == [("embedded", "gold", 1, 1, 1)]
+
+
+@pytest.mark.parametrize("other", [{"key": "elsewhere"}, {"prompts": "prompts/others.parquet"}])
+def test_reward_models_that_scored_other_samples_share_no_pairs(store: Store, other: dict[str, str]) -> None:
+    points = [store.run(("max", "min")), store.run(("max", "min"), reward_model={"head": "gold"})]
+    points[1].manifest["rounds"][0]["rewards"]["reward_model"] = "gold"
+    points[1].manifest["rounds"][0]["samples"] |= other
+    assert reward_model_swap.overlaps(points, SETTINGS) == []
 
 
 def test_under_the_paper_stands_what_the_paper_says(uneven: Point, store: Store, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sweetspot import report
 from sweetspot.logger import Logs
 from sweetspot.logger.jsonl import JsonLines
 from sweetspot.report.figures import moving_mean, smoothing_window
-from sweetspot.report.rows import Scored, points
+from sweetspot.report.rows import Scored, points, read_scored
 from sweetspot.report.summary import count, duration, in_sd, number, percent, signed, verdict
 from sweetspot.schema import PAIRS, REWARDS, SAMPLES
 from sweetspot.store import write_tile
@@ -385,6 +385,22 @@ def test_the_verdict_claims_no_more_than_the_test_of_random_signs(
         {} if p is None else {"p": p}
     )
     assert verdict(manifest).startswith(expected)
+
+
+def test_the_report_of_a_run_that_ignores_copies_shows_the_rewards_that_selection_saw(tmp_path: Path) -> None:
+    """All responses of the first of 12 prompts are one text, so that it has one reward; the others differ."""
+    path = make_run(tmp_path)
+    manifest = json.loads(path.read_text())
+    places = [manifest["rounds"][0][part] for part in ("samples", "rewards")]
+    found = read_scored(tmp_path / "store", *places, True)
+    assert np.isfinite(found.rewards).sum(axis=1).tolist() == [1] + [16] * 11
+    assert np.isnan(found.z[0]).all()
+    whole = read_scored(tmp_path / "store", *places)
+    np.testing.assert_array_equal(found.z[1:], whole.z[1:])
+    assert points(found) == points(Scored(whole.prompt_ids[1:], whole.rewards[1:], whole.z[1:]))
+    path.write_text(json.dumps({**manifest, "config": {**manifest["config"], "ignore_duplicates": True}}))
+    report.write(path)
+    assert "Selection by n" in page_of(path)[0].headings[2]
 
 
 def test_numbers_are_short_and_true() -> None:

@@ -123,7 +123,9 @@ def _round(
 
     name = f"round{turn}"
     samples, rewards, pairs, policy = (found.get(part) for part in ("samples", "rewards", "pairs", "policy"))
-    scored = read_scored(store, samples, rewards) if samples and rewards else None
+    every = read_scored(store, samples, rewards) if samples and rewards else None
+    ignoring = pairs and manifest["config"].get("ignore_duplicates", False)
+    scored = read_scored(store, samples, rewards, True) if samples and rewards and ignoring else every
     places = points(scored) if scored else []
     shown = read_shown(store, found, scored) if samples and texts else []
     history = read_history(store, policy) if policy else []
@@ -135,7 +137,7 @@ def _round(
         "pooled": figures.pooled(f"{name}-pooled", scored, places, *z) if scored and places else None,
         "places": places,
         "beyond": figures.beyond(scored) if scored else 0,
-        "by_n": curves(f"{name}-by-n", found, manifest, scored) if scored and places else None,
+        "by_n": curves(f"{name}-by-n", found, manifest, every) if every and places else None,
         "reward_model": rewards["reward_model"] if rewards else None,
         "strategy": pairs["strategy"] if pairs else None,
         "chosen_z": z[0],

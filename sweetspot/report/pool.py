@@ -53,7 +53,7 @@ def of_sweep(pool: Point | None, every: Sequence[Point], texts: bool) -> dict[st
     """
     from sweetspot.report import figures
 
-    scored = runs.scored(pool) if pool else None
+    scored = runs.selectable(pool) if pool else None
     places = points(scored) if scored else []
     return {
         "pool": pool,

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sweetspot.distribution import expected_position, mean_sd, moments
+from sweetspot.distribution import at_picks, expected_position, mean_sd, moments, picks
+from sweetspot.duplicates import later_copies
 from sweetspot.schema import PAIRS, PROMPTS, REWARDS, SAMPLES
-from sweetspot.stages.pool import served
+from sweetspot.stages.pool import coded, served
 from sweetspot.store import read_tile
-from sweetspot.strategy import POINTS, FiniteRewards, Position
+from sweetspot.strategy import POINTS
 
 Floats = NDArray[np.float64]
 SHOWN = 8  # prompts whose responses and distributions are shown
@@ -58,16 +59,21 @@ class Scored:
     """The reward matrix of a round.
 
     rewards: [prompts, n], reward-model units, NaN = not scored. z: the same rewards from their prompt's mean in its
-    standard deviations (ddof 1).
+    standard deviations (ddof 1). copies: [prompts, n], the later copies of a response that selection ignored, which are
+    NaN in both as they were to it; None = it ignored none.
     """
 
     prompt_ids: list[str]
     rewards: Floats
     z: Floats
+    copies: NDArray[np.bool_] | None = None
 
 
-def read_scored(store: Path, samples: Mapping[str, Any], rewards: Mapping[str, Any]) -> Scored:
-    """The rewards of a round's first n samples, rows in the order of its prompts."""
+def read_scored(
+    store: Path, samples: Mapping[str, Any], rewards: Mapping[str, Any], ignore_duplicates: bool = False
+) -> Scored:
+    """The rewards of a round's first n samples, rows in the order of its prompts; those that selection saw, where it
+    ignored duplicates."""
     ids: list[str] = read_tile(store / samples["prompts"], PROMPTS)[0]["prompt_id"].to_pylist()
     matrix = np.full((len(ids), samples["n_samples"]), np.nan)
     row_of = {name: row for row, name in enumerate(ids)}
@@ -75,14 +81,28 @@ def read_scored(store: Path, samples: Mapping[str, Any], rewards: Mapping[str, A
         path = store / rewards["folder"] / f"{name}.parquet"
         table, rows = served(path, REWARDS, row_of, samples["n_samples"], ["sample_index", "reward"])
         matrix[rows, table["sample_index"].to_numpy()] = table["reward"].to_numpy()
-    return Scored(ids, matrix, moments(matrix).z(matrix))
+    copies = _copies(store, samples, row_of) if ignore_duplicates else None
+    if copies is not None:
+        matrix[copies] = np.nan
+    return Scored(ids, matrix, moments(matrix).z(matrix), copies)
+
+
+def _copies(store: Path, samples: Mapping[str, Any], row_of: Mapping[str, int]) -> NDArray[np.bool_]:
+    """Which responses are equal to an earlier one of their prompt, [prompts, n]."""
+    codes = np.full((len(row_of), samples["n_samples"]), -1, dtype=np.int64)
+    for name in samples["tiles"]:
+        path = store / samples["folder"] / f"{name}.parquet"
+        table, rows = served(path, SAMPLES, row_of, samples["n_samples"], ["sample_index", "response"])
+        codes[rows, table["sample_index"].to_numpy()] = coded(table["response"].to_pylist())
+    return later_copies(codes)
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a point of the reward distribution lies.
 
-    z: the mean over prompts of its response's. normal_z: the same in a normal pool of the same n.
+    z: the mean over prompts of its response's. normal_z: the same in a normal pool of the same n; where copies are
+    ignored, of as many as a prompt has different ones, in the mean.
     share_min, share_max: the share of prompts for which its response is the minimum, or the maximum.
     """
 
@@ -94,20 +114,23 @@ class Place:
 
 
 def points(scored: Scored) -> list[Place]:
-    """The paper's seven points, over the prompts whose n rewards are all finite and not all equal; [] without such."""
-    rows = np.isfinite(scored.z).all(axis=1)
-    rewards, z = FiniteRewards(scored.rewards[rows], 1), scored.z[rows]
-    if not len(z):
+    """The paper's seven points, over the prompts whose n rewards are all finite, but for ignored copies, and not all
+    equal; [] without such."""
+    finite = np.isfinite(scored.z)
+    whole = finite if scored.copies is None else finite | scored.copies
+    rows = whole.all(axis=1) & finite.any(axis=1)
+    if not rows.any():
         return []
-    worst, best = rewards.values.argmin(axis=1), rewards.values.argmax(axis=1)
-    places: list[Place] = []
-    for point in POINTS:
-        pick = Position.parse(point).pick(rewards)
-        mean = float(z[np.arange(len(z)), pick].mean())
-        # a pick's z is independent of the sd it is divided by (Basu): its mean is that in true sigma over E[sd]
-        normal = expected_position(point, z.shape[1]).z / mean_sd(z.shape[1])
-        places.append(Place(point, mean, normal, float((pick == worst).mean()), float((pick == best).mean())))
-    return places
+    rewards, n = scored.rewards[rows], round(float(finite[rows].sum(axis=1).mean()))
+    found = picks(rewards, POINTS)
+    z = at_picks(scored.z[rows], found)  # [points, prompts]
+    worst, best = found[POINTS.index("min")], found[POINTS.index("max")]
+    # a pick's z is independent of the sd it is divided by (Basu): its mean is that in true sigma over E[sd]
+    normal = [expected_position(point, n).z / mean_sd(n) for point in POINTS]
+    return [
+        Place(point, float(own.mean()), expected, float((pick == worst).mean()), float((pick == best).mean()))
+        for point, own, expected, pick in zip(POINTS, z, normal, found, strict=True)
+    ]
 
 
 def read_history(store: Path, policy: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -122,8 +122,15 @@ def pools(points: Sequence[Point]) -> list[Point]:
 
 
 def scored(point: Point, turn: int = -1) -> Scored:
-    """The reward matrix of a round."""
+    """The reward matrix of a round, whatever was selected from it: what figures of the pool are of."""
     return read_scored(point.store, point.part("samples", turn), point.part("rewards", turn))
+
+
+def selectable(point: Point) -> Scored:
+    """The reward matrix as the last round's selection saw it, without later copies where the run ignores them: what
+    moments, positions and picks beside its pairs are of."""
+    ignoring = point.config.get("ignore_duplicates", False)
+    return read_scored(point.store, point.part("samples"), point.part("rewards"), ignoring)
 
 
 def prompt_ids(point: Point) -> list[str]:

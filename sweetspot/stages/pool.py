@@ -246,6 +246,11 @@ def text_codes(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
     codes = np.full((2, samples.prompts.num_rows, samples.n_samples), -1, dtype=np.int64)
     for table, rows in samples.each(["sample_index", "response"]):
         responses = table["response"].to_pylist()
-        both = [list(map(hash, responses)), [hash(folded(response)) for response in responses]]
-        codes[:, rows, table["sample_index"].to_numpy()] = np.array(both, dtype=np.int64) & np.iinfo(np.int64).max
+        both = [coded(responses), coded([folded(response) for response in responses])]
+        codes[:, rows, table["sample_index"].to_numpy()] = both
     return codes[0], codes[1]
+
+
+def coded(texts: Sequence[str]) -> np.ndarray:
+    """The texts' codes, 63-bit hashes of this process, int64 [texts]."""
+    return np.array(list(map(hash, texts)), dtype=np.int64) & np.iinfo(np.int64).max
