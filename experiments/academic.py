@@ -3,8 +3,9 @@
     python run.py experiment=academic size=embedded
     python -m experiments.academic runs/latest
 
-The tasks come from the hub. lm-eval gives a standard error for each model and no figures of single documents, so the
-interval of the difference takes the two as independent: it is wider than a paired one would be.
+The tasks come from the hub; at size=tiny one task of a dozen made-up documents takes their place. lm-eval gives a
+standard error for each model and no figures of single documents, so the interval of the difference takes the two as
+independent: it is wider than a paired one would be.
 """
 
 import math

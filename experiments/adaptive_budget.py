@@ -1,8 +1,7 @@
 """What does an adaptive budget save? Its best responses beside those of uniform n on the same pool.
 
     python run.py experiment=adaptive_budget size=embedded
-    python run.py experiment=adaptive_budget size=embedded sampler.budget=uniform
-    python -m experiments.adaptive_budget ADAPTIVE_RUN UNIFORM_RUN
+    python -m experiments.adaptive_budget runs/latest
 
 The adaptive run's mean chosen reward is held against the curve of the best of k over all subsets of the uniform pool:
 the uniform k that reaches the same, and the share of its samples that the adaptive run drew, for the prompts that have

@@ -3,9 +3,8 @@
     python run.py experiment=loss_swap size=embedded
     python -m experiments.loss_swap runs/latest
 
-A loss without a reference has a scale of its own and so wants its own sweep, which is read with the first:
-`python run.py experiment=loss_swap size=embedded dpo.loss=simpo dpo.beta=2 dpo.gamma=1`, and both folders behind the
-second command.
+Losses with a reference have the recipe's beta. simpo, without one, has a scale of its own, and so the beta and margin
+of `loss=simpo`; it is compared with dpo at the recipe's beta.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,11 @@
 """Does the finding hold for another reward model? Two reward models on the same samples, and policies by each.
 
-    python run.py experiment=reward_model_swap size=paper reward_model=armorm,skywork_8b
+    python run.py experiment=reward_model_swap size=paper
     python -m experiments.reward_model_swap runs/latest
 
-Without training (until=select) it tells how far two reward models agree within a prompt, which pairs they share, and
-what the best of n by one is worth to the other: the over-optimisation that grows with n.
+Without training (until=select, as at size=embedded, whose second reward model is the judge of all other studies) it
+tells how far two reward models agree within a prompt, which pairs they share, and what the best of n by one is worth to
+the other: the over-optimisation that grows with n.
 """
 
 from collections.abc import Sequence
@@ -23,14 +24,20 @@ from sweetspot.strategy import Floats
 
 
 def study(points: Sequence[Point], settings: Settings, measure: str | None) -> Found:
-    """Agreement, over-optimisation and shared pairs of reward models on one pool, and policies of each."""
+    """Agreement, over-optimisation and shared pairs of reward models on one pool, and policies of each.
+
+    Raises:
+        ValueError: one line, where no samples were scored by two reward models.
+    """
     measure = measure or runs.measure_of(points)
     both = [pair for group in _same_samples(points) for pair in permutations(group, 2)]
+    if not both:
+        names = ", ".join(dict.fromkeys(_name(point) for point in runs.having(points, "rewards")))
+        raise ValueError(f"reward_model_swap needs runs of two reward models on the same samples, got {names}")
     agree = [agreement(*pair, settings) for pair in both]
     best = [row for pair in both for row in over_optimisation(*pair, settings)]
     shared = overlaps(points, settings)
     trained = policies(points, settings, measure) if any(runs.evaluation(point, measure) for point in points) else []
-    figures = {"over_optimisation": _draw(best)} if best else {}
     beside = [
         Beside(
             f"correlation within a prompt of {row['first']} and {row['second']}",
@@ -49,7 +56,9 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
         for row in trained
     ]
     return Found(
-        {"agreement": agree, "over_optimisation": best, "overlap": shared, "trained": trained}, figures, beside
+        {"agreement": agree, "over_optimisation": best, "overlap": shared, "trained": trained},
+        {"over_optimisation": _draw(best)},
+        beside,
     )
 
 

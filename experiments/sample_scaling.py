@@ -1,7 +1,6 @@
 """Does a larger n help? Rewards of chosen and rejected by n from one pool, and policies trained at each n.
 
     python run.py experiment=sample_scaling size=embedded
-    python run.py experiment=sample_scaling size=paper n_samples=5,20,50,100,200,400
     python -m experiments.sample_scaling runs/latest
 
 The selection half needs one pool: what n samples would give is estimated over all subsets of n of it, unbiased, with

@@ -3,6 +3,7 @@ process takes to import torch. Workers in processes of their own are tested in t
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,16 @@ def run_point(overrides: Sequence[str], folder: Path) -> Path:
     return run.pipeline(run.settings_of(plain), plain, folder, " ".join(overrides))
 
 
-def swept(experiment: str) -> dict[str, list[str]]:
-    """The values that an experiment sweeps, by key."""
+def swept(experiment: str, size: str = "tiny") -> dict[str, list[str]]:
+    """The values that an experiment sweeps at a size, by key."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composed = compose("config", [f"experiment={experiment}"], return_hydra_config=True)
+        composed = compose("config", [f"experiment={experiment}", f"size={size}"], return_hydra_config=True)
     params = OmegaConf.to_container(composed.hydra.sweeper.params or OmegaConf.create({}))
     assert isinstance(params, dict)
     return {str(key): str(value).replace(" ", "").strip(",").split(",") for key, value in params.items()}
+
+
+def shipped(experiment: str) -> list[list[str]]:
+    """The points of an experiment at size=tiny, as its command sweeps them."""
+    axes = [[f"{key}={value}" for value in values] for key, values in swept(experiment).items()]
+    return [[f"experiment={experiment}", "size=tiny", *point] for point in product(*axes)]

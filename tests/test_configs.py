@@ -36,6 +36,7 @@ NEEDS["reward_model=python_function"] = ["reward_model.function=tests.tiny.short
 NEEDS["eval=arena_hard"] = ["eval.questions_path=q.jsonl", "eval.baseline_path=b.jsonl"]
 NEEDS["eval=ifeval"] = ["eval.path=input_data.jsonl"]
 NEEDS["eval=reward_bench_local"] = ["eval.folder=preferences"]
+NEEDS["experiment_size=academic_tiny"] = ["experiment=academic", "size=tiny"]
 NEEDS["judge=openai"] = ["eval.judge.name=own", "eval.judge.model=m", "eval.judge.base_url=http://localhost/v1"]
 
 
@@ -76,6 +77,74 @@ def test_every_key_has_a_comment(path: Path) -> None:
             bare.append(line)
     allowed = ("_target_", "dir:", "subdir:", "app_name:", "template:", "handlers:")
     assert [line for line in bare if not line.strip().startswith(allowed)] == []
+
+
+FOUR = "random,max_min,scalable,mu_minus_2sigma"
+LOSSES_SWEPT = "dpo,ipo,hinge,apo_zero,sppo_hard,simpo"
+FAR = {"strategy.chosen": "max,mu+2sigma,mu+3sigma,mu+4sigma", "strategy.rejected": "min,mu-2sigma,mu-3sigma,mu-4sigma"}
+PAIRS = ",".join(["random", *(f"paper/{chosen}_{rejected}" for chosen, rejected in paper_pairs())])
+SWEEPS: dict[str, dict[str, dict[str, str]]] = {  # what an experiment sweeps; a size that is not named is as "else"
+    "academic": {"tiny": {"strategy": "random,mu_minus_2sigma"}, "else": {"strategy": FOUR}},
+    "adaptive_budget": {"else": {"sampler.budget": "adaptive,uniform"}},
+    "extended_positions": {
+        "tiny": {"strategy.chosen": "max,mu+3sigma", "strategy.rejected": "min,mu-3sigma"},
+        "else": FAR,
+    },
+    "first_look": {"else": {}},
+    "loss_swap": {
+        "tiny": {"loss": LOSSES_SWEPT, "strategy": "scalable,mu_minus_2sigma"},
+        "else": {"loss": LOSSES_SWEPT, "strategy": "scalable,best_two_sigma,mu_minus_2sigma"},
+    },
+    "min_of_k": {"else": {"strategy.rejected": "min_of_2,min_of_5,min_of_10,min_of_28,min"}},
+    "pair_grid": {"else": {"strategy": PAIRS}},
+    "paper_point": {"else": {}},
+    "paper_point_base": {"else": {}},
+    "reward_model_swap": {
+        "tiny": {"reward_model": "tiny,tiny_gold", "strategy": "random,max_min"},
+        "paper": {"reward_model": "armorm,skywork_8b", "strategy": FOUR},
+        "else": {"reward_model": "embedded,embedded_gold", "strategy": FOUR},
+    },
+    "reward_normality": {"else": {}},
+    "rounds": {
+        "tiny": {"rounds": "1,2", "strategy": "scalable,mu_minus_2sigma"},
+        "else": {"rounds": "1,2,3", "strategy": "scalable,mu_minus_2sigma"},
+    },
+    "sample_scaling": {
+        "tiny": {"n_samples": "5,16,32", "strategy": FOUR},
+        "paper": {"n_samples": "5,20,50,100,200,400", "strategy": FOUR},
+        "else": {"n_samples": "5,16,64", "strategy": FOUR},
+    },
+    "training_dynamics": {"else": {"strategy.rejected": "min,mu-2sigma,mu,mu+2sigma"}},
+}
+
+
+@pytest.mark.parametrize("size", [None, "tiny", "embedded", "paper"])
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_every_experiment_sweeps_what_it_says_at_every_size(experiment: str, size: str | None) -> None:
+    chosen = [f"experiment={experiment}", *([f"size={size}"] if size else [])]
+    hydra = compose("config", chosen, return_hydra_config=True).hydra
+    swept = {key: re.sub(r"[\s]|,$", "", str(values)) for key, values in (hydra.sweeper.params or {}).items()}
+    assert swept == SWEEPS[experiment].get(size or "else", SWEEPS[experiment]["else"])
+    assert (hydra.mode is not None) == bool(swept)
+
+
+def test_a_study_has_its_own_values_at_a_size() -> None:
+    shares = {
+        size: settings("experiment=training_dynamics", f"size={size}").dpo for size in ("tiny", "embedded", "paper")
+    }
+    assert {size: dpo.held_out_share for size, dpo in shares.items()} == {"tiny": 0.25, "embedded": 0.2, "paper": 0.2}
+    ends = [settings("experiment=reward_model_swap", f"size={size}").until for size in ("tiny", "embedded", "paper")]
+    assert ends == ["evaluate", "select", "evaluate"]
+    academic = settings("experiment=academic", "size=tiny").also["academic"]
+    assert (academic.tasks, academic.include_path) == ({"rhymes": 0}, "tiny/tasks")
+    assert len(settings("experiment=academic", "size=paper").also["academic"].tasks) == 4
+
+
+@pytest.mark.parametrize(("size", "beta"), [("tiny", 0.1), ("embedded", 0.1), ("paper", 0.01)])
+def test_a_loss_keeps_the_recipe_s_beta_and_simpo_brings_its_own(size: str, beta: float) -> None:
+    for loss in LOSSES_SWEPT.split(","):
+        dpo = settings(f"size={size}", f"loss={loss}").dpo
+        assert (dpo.loss, dpo.beta, dpo.gamma) == (loss, *((2.0, 1.0) if loss == "simpo" else (beta, 0.0)))
 
 
 @pytest.mark.parametrize("size", ["tiny", "embedded", "paper"])

@@ -51,7 +51,6 @@ from sweetspot.sweep import folder as folders
 from sweetspot.sweep.outcome import Outcome
 from sweetspot.visible import in_markdown
 from tests import study
-from tests.test_lm_eval import write_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("experiments")]
 SETTINGS = Settings(resamples=200, seed=0)
@@ -85,22 +84,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def grid(place: Path) -> list[Point]:
     """The pair grid as its experiment sweeps it: 21 pairs and the random baseline."""
     assert not (place / "store").exists()
-    choices = study.swept("pair_grid")["strategy"]
-    folder = study.sweep("grid", [["experiment=pair_grid", "size=tiny", f"strategy={one}"] for one in choices])
-    found, missing = runs.read([folder])
-    assert not missing
-    return found
+    return shipped("pair_grid")
 
 
 @pytest.fixture(scope="module")
 def scaling(grid: list[Point]) -> list[Point]:
-    """Two strategies at two further n, on the grid's pool."""
-    points = [
-        ["experiment=sample_scaling", "size=tiny", f"strategy={strategy}", f"n_samples={n}"]
-        for strategy in ("max_min", "scalable")
-        for n in (5, 16)
-    ]
-    return [*runs.read([study.sweep("scaling", points)])[0], *grid]
+    """Four strategies at three n, on the grid's pool."""
+    assert grid
+    return shipped("sample_scaling")
+
+
+@pytest.fixture(scope="module")
+def swapped(grid: list[Point]) -> list[Point]:
+    """Two strategies by each of two reward models, on the grid's pool."""
+    assert grid
+    return shipped("reward_model_swap")
+
+
+def shipped(experiment: str) -> list[Point]:
+    """The runs of an experiment as its command sweeps them at size=tiny."""
+    found, missing = runs.read([study.sweep(experiment, study.shipped(experiment))])
+    assert not missing
+    return found
 
 
 def stored(point: Point) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -134,7 +139,8 @@ def resampled(values: np.ndarray) -> tuple[Any, float]:
 
 
 def found_again(found: Found) -> None:
-    """Every table of a study that is held against itself is found again, each row and each figure."""
+    """A study has a figure, and every table of it that is held against itself is found again, each row and number."""
+    assert found.figures
     tables = {name: rows for name, rows in found.tables.items() if rows}
     with tempfile.TemporaryDirectory() as folder:
         for name, rows in tables.items():
@@ -153,8 +159,8 @@ def only(rows: Any, **wanted: Any) -> dict[str, Any]:
 
 def test_one_pool_serves_the_whole_grid_and_every_n(grid: list[Point], scaling: list[Point]) -> None:
     assert len(grid) == len(paper_pairs()) + 1
-    assert len(scaling) == len(grid) + 4
-    made = [{stage["name"]: stage["made"] for stage in point.manifest["stages"]} for point in [*grid, *scaling[:4]]]
+    assert [point.n for point in scaling] == [n for n in (5, 16, 32) for _ in range(4)]
+    made = [{stage["name"]: stage["made"] for stage in point.manifest["stages"]} for point in [*grid, *scaling]]
     assert [stages["sample"] for stages in made] == [2] + [0] * (len(made) - 1)
     assert [stages["score"] for stages in made] == [2] + [0] * (len(made) - 1)
     assert [stages.get("sample start", 0) for stages in made] == [1] + [0] * (len(made) - 1)
@@ -188,13 +194,8 @@ def rewards_in_order(point: Point) -> np.ndarray:
 
 
 def test_min_of_k_is_the_mean_over_all_subsets_and_compares_policies_prompt_by_prompt(grid: list[Point]) -> None:
-    rejected = study.swept("min_of_k")["strategy.rejected"]
-    assert rejected == ["min_of_2", "min_of_5", "min_of_10", "min_of_28", "min"]
-    points = [
-        ["experiment=min_of_k", "size=tiny", f"strategy.rejected={one}"] for one in ("min_of_2", "min_of_5", "min")
-    ]
-    own = runs.read([study.sweep("min_of_k", points)])[0]
-    assert own[2].part("policy")["key"] == next(p for p in grid if p.strategy == "(max, min)").part("policy")["key"]
+    own = shipped("min_of_k")
+    assert own[4].part("policy")["key"] == next(p for p in grid if p.strategy == "(max, min)").part("policy")["key"]
     found = min_of_k.study(own, SETTINGS, "reward")
     rewards, lengths, _ = stored(own[0])
     z = stats.zscore(rewards, axis=1, ddof=1)
@@ -389,14 +390,14 @@ def test_a_study_of_runs_that_did_not_get_so_far_says_so(grid: list[Point]) -> N
 
 @pytest.mark.usefixtures("place")
 def test_training_dynamics_ends_where_the_history_ends() -> None:
-    assert study.swept("training_dynamics")["strategy.rejected"] == ["min", "mu-2sigma", "mu", "mu+2sigma"]
-    share = "dpo.held_out_share=0.25"  # that of the grid, whose policy is found; 0.2 holds out none of 12
-    wanted = ["experiment=training_dynamics", "size=tiny", "strategy.rejected=mu-2sigma", share]
-    (point,), _ = runs.read([study.sweep("dynamics", [wanted])])
-    found = training_dynamics.study([point], SETTINGS, "reward")
+    own = shipped("training_dynamics")
+    found = training_dynamics.study(own, SETTINGS, "reward")
+    found_again(found)
+    ends, point = found.tables["ends"], own[1]
+    assert all(end["held_out_pairs"] and end["held_out/loss"] for end in ends)
     lines = (point.store / point.part("policy")["folder"] / "history.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    (end,), half, pairs = found.tables["ends"], len(rows) // 2, point.part("policy")["pairs"]
+    end, half, pairs = only(ends, strategy="(max, mu-2sigma)"), len(rows) // 2, point.part("policy")["pairs"]
     assert end["steps"] == len(rows) == 2 * half
     sizes = [min(4, pairs - start) for start in range(0, pairs, 4)]  # of the steps of an epoch
     assert len(sizes) == half
@@ -415,7 +416,7 @@ def test_training_dynamics_ends_where_the_history_ends() -> None:
     )
     assert end["held_out/loss"] == rows[-1]["held_out/loss"]
     assert end["held_out_pairs"] + end["pairs"] == point.part("pairs")["kept"]
-    curve = found.tables["curves"]
+    curve = [row for row in found.tables["curves"] if row["strategy"] == "(max, mu-2sigma)"]
     assert [row["loss"] for row in curve] == [row["loss"] for row in rows]
     assert [row["held_out/loss"] is None for row in curve] == ["held_out/loss" not in row for row in rows]
     assert (point.manifest["evaluations"], point.manifest["until"]) == ([], "train")
@@ -423,12 +424,8 @@ def test_training_dynamics_ends_where_the_history_ends() -> None:
 
 @pytest.mark.usefixtures("grid")
 def test_extended_positions_are_the_extremes_for_the_share_of_prompts_that_brute_force_finds() -> None:
-    assert {len(values) for values in study.swept("extended_positions").values()} == {4}
-    points = [
-        ["experiment=extended_positions", "size=tiny", "strategy.chosen=max", f"strategy.rejected={one}"]
-        for one in ("min", "mu-3sigma")
-    ]
-    own = runs.read([study.sweep("extended", points)])[0]
+    own = shipped("extended_positions")
+    assert len(own) == 4
     found = extended_positions.study(own, SETTINGS, "reward")
     rewards = stored(own[0])[0]
     target = rewards.mean(axis=1) - 3 * rewards.std(axis=1, ddof=1)
@@ -438,21 +435,21 @@ def test_extended_positions_are_the_extremes_for_the_share_of_prompts_that_brute
     z = stats.zscore(rewards, axis=1, ddof=1)
     assert row["z_mean"] == pytest.approx(z[np.arange(12), nearest].mean(), abs=1e-6)
     row = only(found.tables["trained"], strategy="(max, mu-3sigma)")
-    assert row["than_max_min_mean"] == pytest.approx((changed(own[1]) - changed(own[0])).mean())
+    points = {point.strategy: point for point in own}
+    difference = changed(points["(max, mu-3sigma)"]) - changed(points["(max, min)"])
+    assert row["than_max_min_mean"] == pytest.approx(difference.mean())
     found_again(found)
 
 
 def test_losses_are_compared_with_dpo_on_the_same_pair(grid: list[Point]) -> None:
-    losses = study.swept("loss_swap")["dpo.loss"]
-    assert losses == ["dpo", "ipo", "hinge", "apo_zero", "sppo_hard"]
-    points = [["experiment=loss_swap", "size=tiny", "strategy=mu_minus_2sigma", f"dpo.loss={one}"] for one in losses]
-    points.append([*points[0][:3], "dpo.loss=simpo", "dpo.beta=2", "dpo.gamma=1"])
-    own = runs.read([study.sweep("losses", points)])[0]
-    whole = loss_swap.study([*own, *grid], SETTINGS, "win_rate")
+    losses = ["dpo", "ipo", "hinge", "apo_zero", "sppo_hard", "simpo"]
+    swept = shipped("loss_swap")
+    whole = loss_swap.study(swept, SETTINGS, "win_rate")
     found_again(whole)
+    own = [point for point in swept if point.strategy == "(max, mu-2sigma)"]
     found = whole.tables["loss_swap"]
     names = [json.loads((point.folder / "manifest.json").read_text())["config"]["dpo"]["loss"] for point in own]
-    assert names == [*losses, "simpo"]
+    assert names == losses
     table = [
         pq.read_table(point.store / point.manifest["evaluations"][0]["path"])["preference"].to_numpy() for point in own
     ]
@@ -474,15 +471,11 @@ def test_losses_are_compared_with_dpo_on_the_same_pair(grid: list[Point]) -> Non
 
 
 def test_two_reward_models_on_one_pool_agree_as_numpy_says_and_the_best_by_one_is_worth_less_to_the_other(
-    grid: list[Point],
+    grid: list[Point], swapped: list[Point]
 ) -> None:
-    points = [
-        ["experiment=reward_model_swap", "size=tiny", "strategy=max_min", f"reward_model={one}"]
-        for one in ("tiny", "tiny_gold")
-    ]
-    own = runs.read([study.sweep("reward_models", points)])[0]
+    own = [point for point in swapped if point.strategy == "(max, min)"]
     assert own[0].part("samples")["key"] == grid[0].part("samples")["key"] == own[1].part("samples")["key"]
-    found = reward_model_swap.study(own, SETTINGS, "reward")
+    found = reward_model_swap.study(swapped, SETTINGS, "reward")
     first, second = (stored(point)[0] for point in own)
     row = only(found.tables["agreement"], first="tiny", second="tiny_gold")
     each = [np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)]
@@ -494,65 +487,67 @@ def test_two_reward_models_on_one_pool_agree_as_numpy_says_and_the_best_by_one_i
     assert row["gold_mean"] < row["selecting_mean"]
     same = (first.argmax(axis=1) == second.argmax(axis=1)) & (first.argmin(axis=1) == second.argmin(axis=1))
     assert only(found.tables["overlap"], strategy="(max, min)")["same_pair"] == pytest.approx(same.mean())
-    assert only(found.tables["trained"], reward_model="tiny_gold")["mean"] == pytest.approx(changed(own[1]).mean())
+    row = only(found.tables["trained"], reward_model="tiny_gold", strategy="(max, min)")
+    assert row["mean"] == pytest.approx(changed(own[1]).mean())
     found_again(found)
+    selected = [Point(point.folder, {**point.manifest, "evaluations": []}) for point in swapped]  # until=select
+    assert reward_model_swap.study(selected, SETTINGS, None).tables == {**found.tables, "trained": []}
+    with pytest.raises(ValueError, match="needs runs of two reward models on the same samples, got tiny"):
+        reward_model_swap.study(grid, SETTINGS, "reward")
 
 
 @pytest.mark.usefixtures("grid")
 def test_rounds_are_compared_with_the_first() -> None:
-    points = [["experiment=rounds", "size=tiny", "strategy=mu_minus_2sigma", f"rounds={count}"] for count in (1, 2)]
-    own = runs.read([study.sweep("rounds", points)])[0]
+    swept = shipped("rounds")
+    assert [point.config["rounds"] for point in swept] == [1, 1, 2, 2]
+    own = [point for point in swept if point.strategy == "(max, mu-2sigma)"]
     assert own[0].part("policy")["key"] == own[1].part("policy", 0)["key"]
-    found = rounds.study(own, SETTINGS, "reward")
+    found = rounds.study(swept, SETTINGS, "reward")
     means = []
     for turn in own[1].manifest["rounds"]:
         tables = [pq.read_table(path) for path in (own[1].store / turn["rewards"]["folder"]).glob("*.parquet")]
         rows = [row for table in tables for row in table.to_pylist()]
         means.append(np.mean([row["reward"] for row in rows if row["sample_index"] < 32]))
-    second = only(found.tables["rounds"], rounds=2, round=2)
+    second = only(found.tables["rounds"], rounds=2, round=2, strategy="(max, mu-2sigma)")
     assert second["mean"] == pytest.approx(means[1], abs=1e-5)
     assert second["since_first_mean"] == pytest.approx(means[1] - means[0], abs=1e-5)
-    row = only(found.tables["trained"], rounds=2)
+    row = only(found.tables["trained"], rounds=2, strategy="(max, mu-2sigma)")
     assert row["than_one_mean"] == pytest.approx((changed(own[1]) - changed(own[0])).mean())
     found_again(found)
 
 
 @pytest.mark.usefixtures("place")
 def test_an_adaptive_budget_is_worth_the_uniform_n_that_reaches_the_same_best_reward() -> None:
-    small = ["experiment=adaptive_budget", "size=tiny", "n_samples=48", "sampler.mean_samples=32"]
-    folder = study.sweep("budget", [small, [*small, "sampler.budget=uniform"]])
-    own = runs.read([folder])[0]
+    own = shipped("adaptive_budget")
+    assert [point.config["sampler"]["budget"] for point in own] == ["adaptive", "uniform"]
     found = adaptive_budget.study(own, SETTINGS, "reward")
     (row,) = found.tables["adaptive_budget"]
     rewards, _, names = stored(own[1])
     pairs = pq.read_table(own[0].store / own[0].part("pairs")["path"]).to_pylist()
     assert row["chosen"] == pytest.approx(np.mean([pair["chosen_reward"] for pair in pairs]), abs=1e-6)
     counts = dict(zip(runs.prompt_ids(own[0]), adaptive_budget.drawn(own[0]), strict=True))
-    assert sum(counts.values()) == own[0].part("samples")["drawn"] <= 32 * len(names)
+    assert sum(counts.values()) == own[0].part("samples")["drawn"] <= 48 * len(names)
     assert row["drawn_mean"] == pytest.approx(np.mean([counts[pair["prompt_id"]] for pair in pairs]))
     found_again(found)
     shuffled = np.random.default_rng(0).permuted(np.tile(rewards, (2000, 1, 1)), axis=2)
-    best = np.maximum.accumulate(shuffled, axis=2).mean(axis=(0, 1))  # [48], of the best of k
-    assert row["equal_n"] == pytest.approx(np.interp(row["chosen"], best, np.arange(1, 49)), rel=0.05)
+    best = np.maximum.accumulate(shuffled, axis=2).mean(axis=(0, 1))  # [128], of the best of k
+    assert row["equal_n"] == pytest.approx(np.interp(row["chosen"], best, np.arange(1, 129)), rel=0.05)
     assert row["share"] == pytest.approx(row["drawn_mean"] / row["equal_n"])
     with pytest.raises(ValueError, match="needs an adaptive and a uniform run, got adaptive"):
         adaptive_budget.study(own[:1], SETTINGS, "reward")
 
 
-def test_academic_tasks_of_policy_and_start_stand_side_by_side(grid: list[Point], place: Path) -> None:
+def test_academic_tasks_of_policy_and_start_stand_side_by_side(grid: list[Point]) -> None:
     pytest.importorskip("lm_eval")
-    write_task(place / "tasks")
-    tasks = ["~also.academic.tasks", "+also.academic.tasks={rhymes: 0}", f"also.academic.include_path={place}/tasks"]
-    folder = study.sweep("academic", [["experiment=academic", "size=tiny", "strategy=random", *tasks]])
-    own = runs.read([folder])[0]
+    own = shipped("academic")
     found = academic.study([*own, *grid], SETTINGS, "reward")
     found_again(found)
-    (row,) = found.tables["academic"]
-    told = own[0].manifest["evaluations"][1]
+    row, told = only(found.tables["academic"], strategy="random"), own[0].manifest["evaluations"][1]
     tables = {
         path.parent.name: pq.read_table(path).to_pylist()[0] for path in own[0].store.glob("academic/*/*.parquet")
     }
-    (start,) = [one for name, one in tables.items() if name != told["key"]]
+    policies = {point.manifest["evaluations"][1]["key"] for point in own}
+    (start,) = [one for name, one in tables.items() if name not in policies]
     policy = tables[told["key"]]
     assert (row["value"], row["start"]) == (policy["value"], start["value"])
     reach = 1.959964 * math.hypot(policy["standard_error"], start["standard_error"])
@@ -594,11 +589,10 @@ def stages_made(point: Point) -> dict[str, int]:
 
 
 def test_every_study_draws_writes_and_prints_whatever_it_is_given(
-    grid: list[Point], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    grid: list[Point], swapped: list[Point], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of trained runs and of a pool that nothing was trained on; every column of a table has one type."""
-    pool = study.run_point(["experiment=reward_normality", "size=tiny"], Path("runs/pool")).parent
-    scored = runs.read([pool])[0]
+    scored = shipped("reward_normality")
     assert [stage["made"] for stage in scored[0].manifest["stages"]] == [0, 0]
     found = {
         "reward_normality": reward_normality.study(scored, SETTINGS, "reward"),
@@ -606,7 +600,7 @@ def test_every_study_draws_writes_and_prints_whatever_it_is_given(
         "sample_scaling": sample_scaling.study(scored, SETTINGS, "reward"),
         "extended_positions": extended_positions.study(scored, SETTINGS, "reward"),
         "rounds": rounds.study(scored, SETTINGS, "reward"),
-        "reward_model_swap": reward_model_swap.study(grid, SETTINGS, "win_rate"),
+        "reward_model_swap": reward_model_swap.study(swapped, SETTINGS, "win_rate"),
         "loss_swap": loss_swap.study(grid, SETTINGS, "win_rate"),
         "training_dynamics": training_dynamics.study(grid, SETTINGS, "win_rate"),
         "sampled": sample_scaling.study(grid, SETTINGS, "win_rate"),

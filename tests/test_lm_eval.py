@@ -1,6 +1,5 @@
 """lm-eval on a task of one's own with local data, end to end on a tiny model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,7 @@ from sweetspot.report.results import evaluated
 from sweetspot.report.words import NOTHING
 from sweetspot.schema import ACADEMIC
 from sweetspot.store import read_tile
-
-TASK = """
-task: rhymes
-dataset_path: json
-dataset_kwargs:
-  data_files: {data}
-test_split: train
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{answer}}}}"
-doc_to_choice: "{{{{choices}}}}"
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-"""
-
-
-def write_task(folder: Path) -> None:
-    """The task "rhymes" with twelve documents."""
-    rows = [{"question": f"Which rhymes with {n}?", "choices": ["cat", "dog"], "answer": n % 2} for n in range(12)]
-    folder.mkdir(exist_ok=True)
-    (folder / "rhymes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "rhymes.yaml").write_text(TASK.format(data=folder / "rhymes.jsonl"))
+from tests import tiny
 
 
 def evaluation(folder: Path, **changes: Any) -> LmEval:
@@ -62,7 +38,7 @@ def work(job: dict[str, Any], folder: Path) -> None:
 @pytest.mark.slow
 def test_a_policy_is_measured_on_a_local_task(tiny_model: Model, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    write_task(tmp_path)
+    tiny.save_task(tmp_path)
     job = {"evaluation": to_config(evaluation(tmp_path)), "model": to_config(tiny_model)}
     work({**job, "figures": str(tmp_path / "academic.parquet")}, tmp_path)
     table, facts = read_tile(tmp_path / "academic.parquet", ACADEMIC)

@@ -23,7 +23,7 @@ from sweetspot.schema import PROMPTS, REWARDS, SAMPLES, prompt_id
 from sweetspot.stages import Rewards, Run, Samples, sample, score, select, train
 from sweetspot.stages.pool import rows_at
 from sweetspot.stages.prepare import make_once
-from sweetspot.stages.reference import logprob_key, sampler_error
+from sweetspot.stages.reference import log_probabilities, logprob_key, sampler_error
 from sweetspot.store import Store, read_tile, write_tile
 from sweetspot.strategy import PositionPair, Selection, paper_pairs
 from sweetspot.tile import Tile
@@ -227,6 +227,20 @@ def test_a_reference_free_loss_computes_no_reference_and_keeps_none_in_its_key(
     reused = train(pairs, tiny_model, tiny_model, settings, tiny.deepspeed(), {}, other_run)
     assert [stage.made for stage in other_run.stages] == [0]
     assert [row for row in kept(other_run) if "step" in row] == reused.history == made[0].history
+
+
+@pytest.mark.slow
+def test_each_round_of_a_run_has_the_log_probabilities_of_its_own_responses(
+    rewards: Rewards, run: Run, tiny_model: Model, tmp_path: Path
+) -> None:
+    """A run asks for them once a round, under one title: the second must not get those that the first asked for."""
+    probe = dataclasses.asdict(Probe.of(tiny_model, load_tokenizer(tiny_model)))
+    (rewards.samples.folder / "probe.json").write_text(json.dumps(probe))
+    dpo, first = build(DPO_CONFIG), rewards.samples.prompt_ids[0]
+    other = tiny_model.at(tiny.save_policy(tmp_path / "other", seed=5))
+    for model, index in ((tiny_model, 0), (other, 1)):
+        places = {(first, index)}
+        assert log_probabilities(rewards.samples, places, model, dpo, run, "reference").keys() == places
 
 
 def test_reference_rows_are_stale_when_model_template_or_pool_change(

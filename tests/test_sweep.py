@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from sweetspot.component import build, key
 from sweetspot.sweep import folder as folders
 from sweetspot.sweep import job as jobs
 from sweetspot.sweep import local
@@ -84,6 +85,23 @@ def test_an_axis_that_changes_no_result_is_named() -> None:
     with pytest.raises(ValueError, match=r"threads: an axis .* threads=1 and threads=2 make the same"):
         check_axes(composed(points, plain, dict), ["n", "threads"])
     check_axes(composed([["n=5"], ["n=20"]], plain, dict), ["n"])
+
+
+def test_an_adaptive_budget_makes_another_result_than_a_uniform_one_and_the_same_pool() -> None:
+    sampler = {"_target_": "sweetspot.sampler.TransformersSampler", "seed": 0, "temperature": 1.0, "top_p": 1.0}
+    sampler |= {"max_tokens": 8, "max_prompt_tokens": 8, "dtype": "float32", "tile_prompts": 1, "tile_samples": 4}
+    sampler |= {"pilot_samples": 4, "mean_samples": 8, "gain_threshold": 0.0, "tail": "upper", "batch_size": 1}
+
+    def compose(point: Any) -> dict[str, Any]:
+        values = dict(word.split("=") for word in point)
+        return {"sampler": {**sampler, "budget": values["budget"], "mean_samples": int(values.get("mean", "8"))}}
+
+    check_axes(composed([["budget=adaptive"], ["budget=uniform"]], compose, dict), ["budget"])
+    check_axes(composed([["budget=adaptive", f"mean={mean}"] for mean in (8, 12)], compose, dict), ["mean"])
+    with pytest.raises(ValueError, match="mean=8 and mean=12 make the same"):
+        check_axes(composed([["budget=uniform", f"mean={mean}"] for mean in (8, 12)], compose, dict), ["mean"])
+    pools = {key(build(compose([f"budget={one}"])["sampler"])) for one in ("adaptive", "uniform")}
+    assert len(pools) == 1
 
 
 def sweep_in(folder: Path, *sets: Job) -> Sweep:

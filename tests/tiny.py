@@ -22,6 +22,23 @@ TEXT = [
 ]
 
 
+TASK = """
+task: rhymes
+dataset_path: json
+dataset_kwargs:
+  data_files: {data}
+test_split: train
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+doc_to_choice: "{{{{choices}}}}"
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
 def tokenizer() -> Any:
     """A ByteLevel BPE tokenizer: <|endoftext|> 0, <|im_start|> 1 (BOS), <|im_end|> 2 (EOS, padding)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -255,11 +272,20 @@ def launch(**changes: Any) -> Launch:
     return Launch(**(settings | changes))
 
 
+def save_task(folder: Path) -> None:
+    """The task "rhymes" of lm-eval with twelve documents; it names their file by its whole path."""
+    rows = [{"question": f"Which rhymes with {n}?", "choices": ["cat", "dog"], "answer": n % 2} for n in range(12)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rhymes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rhymes.yaml").write_text(TASK.format(data=folder.resolve() / "rhymes.jsonl"))
+
+
 def save_all(folder: Path) -> None:
-    """What size=tiny reads: a policy, a selecting and a judging reward model."""
+    """What size=tiny reads: a policy, a selecting and a judging reward model, and a task of lm-eval."""
     save_policy(folder / "policy", initializer_range=0.05)
     save_reward(folder / "reward")
     save_reward(folder / "gold", seed=7)
+    save_task(folder / "tasks")
 
 
 if __name__ == "__main__":

@@ -147,6 +147,7 @@ def _compute(
     rows = rows_at(samples, set(places), ["token_ids"])
     table = pa.Table.from_pylist([{**rows[place], "messages": messages[place[0]]} for place in places])
     path = run.folder / "jobs" / f"{title.replace(' ', '-')}-rows.parquet"
+    path.unlink(missing_ok=True)  # of an earlier round, or of a run that was stopped
     write_tile(path, table, {})
     job = {
         "model": to_config(model),

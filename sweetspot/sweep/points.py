@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweetspot.component import build, key
+from sweetspot.report.groups import BUDGET
 
 LONGEST = 120  # characters of a name; a file name may have 255 bytes
 POOLED = ("model", "data", "sampler", "reward_model", "seed")  # what decides samples and rewards, but for n
@@ -72,10 +73,17 @@ def key_of(override: str) -> str:
 def result_key(config: Mapping[str, Any]) -> str:
     """A hash of what of a composed configuration decides a run's results.
 
+    An adaptive budget is part of it, though no part of a sampler's identity: it decides which samples of the pool a run
+    selects from, and not what they are.
+
     Raises:
         ValueError: when a component refuses its fields.
     """
-    return key({name: _identity(part, name) for name, part in config.items() if name not in ELSEWHERE})
+    parts = {name: _identity(part, name) for name, part in config.items() if name not in ELSEWHERE}
+    sampler = config.get("sampler", {})
+    if sampler.get("budget") == "adaptive":
+        parts["budget"] = {name: sampler[name] for name in BUDGET}
+    return key(parts)
 
 
 @dataclass(frozen=True)
