@@ -54,7 +54,7 @@ def page(group: str, files: list[Path], about: str) -> str:
 def defaults(config: Path) -> dict[str, str]:
     """What conf/config.yaml says of each group, and which choice it takes."""
     found = (key for key in keys_of(config.read_text()) if key.path.startswith("defaults[") and ": " in key.value)
-    split = ((*key.value.split(": "), key.comment) for key in found)
+    split = ((*key.value.removeprefix("optional ").split(": "), key.comment) for key in found)
     return {group: f"{told[0].upper()}{told[1:]}. Without a choice: `{choice}`." for group, choice, told in split}
 
 
