@@ -302,8 +302,10 @@ def test_the_default_measure_is_the_one_that_all_judges_give(store: Store) -> No
     ]
     found = pair_grid.study([judged], SETTINGS, None).tables["pair_grid"]
     assert (found[0]["measure"], found[0]["mean"]) == ("win_rate", 50.0)
-    for study in (sample_scaling, min_of_k, extended_positions, loss_swap, rounds, reward_model_swap):
+    for study in (sample_scaling, min_of_k, extended_positions, loss_swap, rounds):
         assert study.study([judged], SETTINGS, None).tables
+    with pytest.raises(ValueError, match="needs runs of two reward models on the same samples, got embedded"):
+        reward_model_swap.study([judged], SETTINGS, None)
 
 
 def test_ifeval_alone_is_a_measure_for_every_study(store: Store) -> None:
@@ -326,10 +328,11 @@ def test_ifeval_alone_is_a_measure_for_every_study(store: Store) -> None:
         (extended_positions, "trained"),
         (loss_swap, "loss_swap"),
         (rounds, "trained"),
-        (reward_model_swap, "trained"),
     ):
         (row,) = study.study([point], SETTINGS, None).tables[table]
         assert (row["measure"], row["baseline"], row["mean"]) == ("instructions", "the start", 100.0)
+    (row,) = reward_model_swap.policies([point], SETTINGS, "instructions")
+    assert (row["reward_model"], row["mean"]) == ("embedded", 100.0)
 
 
 def test_a_strategy_of_one_s_own_with_a_chosen_field_has_no_expected_position(store: Store) -> None:
