@@ -4,9 +4,10 @@
     python -m experiments.sample_scaling runs/latest
 
 The selection half needs one pool: what n samples would give is estimated over all subsets of n of it, unbiased, with
-bands from a bootstrap over prompts. The trained half compares policies of the same n on the held-out prompts: with
-the start, and scalable with max-min. Beside the judge stands the selecting reward model, where the evaluation scored by
-both: where the selecting reward rises with n and the judge's does not, the policy over-optimises.
+bands from a bootstrap over prompts. The trained half compares policies on the held-out prompts: with the start, with
+max-min of the same n, and with the same strategy at the smallest n. Beside the judge stands the selecting reward model,
+where the evaluation scored by both: where the selecting reward rises with n and the judge's does not, the policy
+over-optimises.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from sweetspot.distribution import Curve
 from sweetspot.report.effects import by_n
 
 STRATEGIES = {"max_min": "min", "scalable": "min_of_5", "mu_minus_2sigma": "mu-2sigma"}  # their rejected positions
+SMALLEST_N = "than_smallest_n_"  # of the same strategy
 PAPER_N = (5, 20, 50, 100, 200, 400)
 CURVES = {  # AlpacaEval 2 LC of Llama-3-8B-Instruct by n, read off a figure of the paper: one recipe
     lines.CONVENTION: {5: 45, 50: 43, 100: 42, 200: 41},
@@ -43,13 +45,14 @@ def study(points: Sequence[Point], settings: Settings, measure: str | None) -> F
 
 
 def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[dict[str, Any]]:
-    """A row for each strategy and n: what its policy is worth, the paired difference from max-min of the same n, and
-    what the selecting reward model says (`selecting`)."""
+    """A row for each strategy and n: what its policy is worth, the paired differences from max-min of the same n and
+    from its own at the smallest n, and what the selecting reward model says (`selecting`)."""
     groups = runs.grouped(runs.having(points, "evaluation", measure), lambda point: (point.n, point.strategy))
     of = {label: runs.group(own, measure) for label, own in groups.items()}
+    smallest = {strategy: n for n, strategy in sorted(of, reverse=True)}
     rows: list[dict[str, Any]] = []
     for (n, strategy), own in sorted(of.items()):
-        convention = of.get((n, lines.CONVENTION)) if strategy != lines.CONVENTION else None
+        others = {"than_max_min_": (n, lines.CONVENTION), SMALLEST_N: (smallest[strategy], strategy)}
         rows.append(
             {
                 "n": n,
@@ -57,10 +60,12 @@ def policies(points: Sequence[Point], settings: Settings, measure: str) -> list[
                 **runs.effect(own, settings),
                 **runs.at_equal_length(own.points, measure, settings),
                 **selecting(own.points),
-                **({} if convention is None else runs.against(own, convention, settings, "than_max_min_")),
             }
         )
-    return runs.with_holm(rows, "than_max_min_")
+        for prefix, label in others.items():
+            if label in of and label != (n, strategy):
+                rows[-1] |= runs.against(own, of[label], settings, prefix)
+    return runs.with_holm(runs.with_holm(rows, "than_max_min_"), SMALLEST_N)
 
 
 def selecting(points: Sequence[Point]) -> dict[str, float]:
@@ -99,6 +104,8 @@ def _trained(rows: Sequence[dict[str, Any]], measure: str) -> list[Beside]:
             found += f"; by the selecting reward model {output.interval_of(row, 'selecting')}"
         if "than_max_min_p" in row:
             found += f"; than max-min {lines.difference(row, 'than_max_min_')}"
+        if f"{SMALLEST_N}p" in row:
+            found += f"; than its own at the smallest n {lines.difference(row, SMALLEST_N)}"
         told.append(
             Beside(f"{row['strategy']} at n = {row['n']}, {measure}", reported(row["strategy"], row["n"]), found)
         )

@@ -143,6 +143,7 @@ UNEQUAL: list[tuple[Callable[..., Rows], str, tuple[str, str], dict[str, Any], t
     (of_effects, "than_random_", ("max", "mu"), {}, ("random", "random"), {}),
     (of_effects, "than_max_min_", ("max", "mu"), {}, ("max", "min"), {}),
     (sample_scaling.policies, "than_max_min_", ("max", "min_of_5"), {}, ("max", "min"), {}),
+    (sample_scaling.policies, "than_smallest_n_", ("max", "mu"), {"n_samples": 16}, ("max", "mu"), {"n_samples": 8}),
     (min_of_k.policies, "than_5_", ("max", "min_of_2"), {}, ("max", "min_of_5"), {}),
     (extended_positions.policies, "than_max_min_", ("max", "mu-3sigma"), {}, ("max", "min"), {}),
     (loss_swap.by_loss, "than_dpo_", ("max", "mu"), {"dpo": {"loss": "ipo"}}, ("max", "mu"), {}),
