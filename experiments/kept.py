@@ -1,6 +1,7 @@
 """Keep what studies read of a store, small enough for a repository: no weights, and no texts of judged answers.
 
     python -m experiments.kept runs/SWEEP FOLDER
+    tar -C FOLDER -cJf artefacts.tar.xz .       # half as large, since policies of one study are much alike
 
 FOLDER is a store again. Copied to the place of a store, it lets the commands of the runs end with the same tables and
 without sampling, training or judging; pairs are chosen again, and the reference's log-probabilities of them computed.
