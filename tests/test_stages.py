@@ -208,12 +208,17 @@ def test_reference_rows_are_shared_unless_numerics_or_truncation_change(
     assert (logprob_key(tiny_model, dpo, "pool") == logprob_key(tiny_model, other, "pool")) is same
 
 
+def probed(rewards: Rewards, model: Model) -> None:
+    """The pool gets the probe of the model that would have sampled it."""
+    probe = dataclasses.asdict(Probe.of(model, load_tokenizer(model)))
+    (rewards.samples.folder / "probe.json").write_text(json.dumps(probe))
+
+
 @pytest.mark.slow
 def test_a_reference_free_loss_computes_no_reference_and_keeps_none_in_its_key(
     rewards: Rewards, run: Run, tiny_model: Model, tmp_path: Path
 ) -> None:
-    probe = dataclasses.asdict(Probe.of(tiny_model, load_tokenizer(tiny_model)))
-    (rewards.samples.folder / "probe.json").write_text(json.dumps(probe))
+    probed(rewards, tiny_model)
     pairs = select(rewards, PositionPair(chosen="max", rejected="min"), False, run)
     settings = tiny.dpo(loss="simpo", gamma=0.5, epochs=1)
     other = tiny_model.at(tiny.save_policy(tmp_path / "other", seed=5))
@@ -234,8 +239,7 @@ def test_each_round_of_a_run_has_the_log_probabilities_of_its_own_responses(
     rewards: Rewards, run: Run, tiny_model: Model, tmp_path: Path
 ) -> None:
     """A run asks for them once a round, under one title: the second must not get those that the first asked for."""
-    probe = dataclasses.asdict(Probe.of(tiny_model, load_tokenizer(tiny_model)))
-    (rewards.samples.folder / "probe.json").write_text(json.dumps(probe))
+    probed(rewards, tiny_model)
     dpo, first = build(DPO_CONFIG), rewards.samples.prompt_ids[0]
     other = tiny_model.at(tiny.save_policy(tmp_path / "other", seed=5))
     for model, index in ((tiny_model, 0), (other, 1)):
