@@ -153,7 +153,10 @@ def in_save_behind(step: int) -> Callable[[Path], bool]:
     """As soon as files of a checkpoint behind the step lie there and it is not whole."""
 
     def now(folder: Path) -> bool:
-        begun = [path for path in (folder / "policy" / "checkpoints").glob("*/*") if path.name != WHOLE]
+        try:
+            begun = [path for path in (folder / "policy" / "checkpoints").glob("*/*") if path.name != WHOLE]
+        except FileNotFoundError:  # the checkpoint before was deleted meanwhile
+            return False
         late = [path.parent for path in begun if int(path.parent.name.rpartition("-")[2]) > step]
         return any(not (checkpoint / WHOLE).exists() for checkpoint in late)
 

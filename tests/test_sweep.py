@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -191,6 +192,29 @@ def test_a_job_that_ends_while_it_is_submitted_has_ended(tmp_path: Path) -> None
         assert [(one.standing, one.reason) for one in outcomes(sweep).values()] == [("failed", "n must be 5")]
     later = Attempt(None, None, folders.now())
     assert outcomes(sweep.with_jobs({0: Job(0, "0", (), "run", (later,))}))[0].standing == "waiting"
+
+
+def test_a_job_whose_run_dies_of_a_signal_before_its_own_comes_was_stopped(tmp_path: Path) -> None:
+    """SLURM signals the processes of a job one after the other."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, signal, subprocess\n"
+        "subprocess.Popen(['sh', '-c', f'sleep 0.1; kill -TERM {os.getppid()}'])\n"
+        "os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    job = Job(0, "a=0", ())
+    sweep = replace(sweep_in(tmp_path, job), program=str(program))
+    folders.write(sweep)
+    late: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: late.append(number))
+    try:
+        with pytest.raises(SystemExit, match="75"):
+            jobs.run(str(sweep.folder), 0, slurm=False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    status = folders.read_status(sweep.path(job))
+    assert status
+    assert (status.state, status.reason, late) == ("stopped", "was stopped by a signal", [])
 
 
 def test_a_job_s_folder_is_quoted_for_hydra(tmp_path: Path) -> None:

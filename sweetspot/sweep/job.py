@@ -153,6 +153,8 @@ def _run(
         if ended is not None and ended():
             process.terminate()
         code = process.wait()
+        if code and not got:  # SLURM signals one process after the other, and this one may be the last
+            time.sleep(LOOK_SECONDS)
     reader.join(timeout=10)  # a grandchild may hold the pipe open
     return code, tail, got
 
