@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy.special import ndtr, polygamma, psi
 
-from sweetspot.budget import Adaptive, Uniform, allocate, drawn, uneven
+from sweetspot.budget import Adaptive, allocate, drawn, uneven
 from sweetspot.budget.gain import (
     GRID,
     Beliefs,
@@ -47,7 +47,7 @@ def adaptive(pilot: int = 4, mean: int = 8, most: int = 16, threshold: float = 0
 
 
 def run(
-    budget: Adaptive | Uniform, rewards: NDArray[np.float64], block: int = 4, chosen: str = "max"
+    budget: Adaptive, rewards: NDArray[np.float64], block: int = 4, chosen: str = "max"
 ) -> tuple[NDArray[np.intp], int]:
     return allocate(budget, lambda _: rewards, len(rewards), block, chosen)
 
@@ -234,11 +234,6 @@ def test_a_threshold_stops_before_the_budget_is_used_up() -> None:
 def test_samples_that_the_best_of_k_cannot_use_are_not_drawn() -> None:
     counts, _ = run(adaptive(mean=16, most=16), pool(20, 16), chosen="max_of_8")
     assert counts.tolist() == [8] * 20
-
-
-def test_a_uniform_budget_is_one_round() -> None:
-    counts, rounds = run(Uniform(n_samples=10), pool(3, 16))
-    assert (counts.tolist(), rounds) == ([12, 12, 12], 1)
 
 
 @pytest.mark.parametrize(

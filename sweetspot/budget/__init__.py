@@ -78,20 +78,6 @@ def uneven(counts: Indices, pilot: int) -> str | None:
 
 
 @component
-class Uniform:
-    """Every prompt gets the same number of samples, in one round."""
-
-    n_samples: int = Field(ge=2)
-
-    def check(self, block: int, chosen: str) -> None:
-        """Any block and any position will do."""
-
-    def next_blocks(self, rewards: ArrayLike, counts: Indices, block: int, chosen: str) -> Indices:  # noqa: ARG002
-        """The blocks that a prompt lacks."""
-        return np.maximum(-(-(self.n_samples - counts) // block), 0)
-
-
-@component
 class Adaptive:
     """A pilot for every prompt, then block by block where the chosen response is expected to gain most.
 
