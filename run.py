@@ -28,7 +28,7 @@ from sweetspot import logger as loggers
 from sweetspot import manifest as manifests
 from sweetspot import provenance, ranks, report, stages
 from sweetspot.budget import Adaptive
-from sweetspot.component import build, component, explain
+from sweetspot.component import build, component, explain, refusal
 from sweetspot.data import Data, Imported, Prompts
 from sweetspot.dpo import DPO, DeepSpeed
 from sweetspot.eval import EVALUATIONS, HeldOut, NoEvaluation, RewardBench
@@ -281,7 +281,7 @@ def _tell(error: Exception) -> NoReturn:
     """End with the error as one line, or with its whole trace where HYDRA_FULL_ERROR=1 asks for it."""
     if WANTS_TRACE:
         raise error
-    sys.exit(f"error: {one_line(str(error))}")
+    sys.exit(f"error: {one_line(refusal(error))}")
 
 
 if __name__ == "__main__":

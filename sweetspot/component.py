@@ -221,6 +221,16 @@ def explain(error: ValidationError, at: str, known: list[str]) -> str:
     return "; ".join(_explain_one(dict(fault), at, known) for fault in error.errors())
 
 
+def refusal(error: Exception) -> str:
+    """Why a configuration is refused, in one line: the key that has no value yet, the choices that there are, or the
+    error's own words."""
+    from omegaconf.errors import MissingMandatoryValue
+
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return f"{error.full_key} must be given: {error.full_key}=VALUE"
+    return " ".join(str(error).partition("Config search path")[0].split())
+
+
 def _explain_one(fault: dict[str, Any], at: str, known: list[str]) -> str:
     where = _join(at, ".".join(str(part) for part in fault["loc"]))
     match fault["type"]:

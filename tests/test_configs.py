@@ -305,9 +305,9 @@ def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["strategy=best"], ["strategy/best", "max_min"]),
+        (["strategy=best"], ["strategy/best", "max_min", "scalable\n"]),
         (["sampler.top_k=5"], ["top_k"]),
-        (["data=jsonl"], ["data.path"]),
+        (["data=jsonl"], ["error: data.path must be given: data.path=VALUE\n"]),
         (["launcher.dry_run=true"], ["launcher.dry_run must be false without -m", "got true"]),
         (["n_samples=1"], ["n_samples", "got 1"]),
         (["data=jsonl", "data.path=nowhere.jsonl"], ["data.path must be an existing file, got nowhere.jsonl"]),

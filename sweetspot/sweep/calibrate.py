@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 import sweetspot
+from sweetspot.component import refusal
 from sweetspot.sweep.rates import Calibration, Kind, Rate, label
 
 PROGRAM = Path(sweetspot.__file__).parent.parent / "run.py"
@@ -94,7 +95,7 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
         with hydra.initialize_config_dir(str(PROGRAM.parent / "conf"), version_base="1.3"):
             plain: Any = OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(f"calibrate: {error}") from None
+        raise ValueError(f"calibrate: {refusal(error)}") from None
     return plain
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweetspot.component import build, key
+from sweetspot.component import build, key, refusal
 from sweetspot.report.groups import BUDGET
 
 LONGEST = 120  # characters of a name; a file name may have 255 bytes
@@ -120,7 +120,7 @@ def composed(
             check(config)
             found[tuple(point)] = Composed(config, result_key(config))
         except (ValueError, HydraException, OmegaConfBaseException, YAMLError) as error:
-            found[tuple(point)] = " ".join(str(error).split())
+            found[tuple(point)] = refusal(error)
     return found
 
 
