@@ -342,6 +342,25 @@ def test_without_sbatch_nothing_is_made(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("sweep/*/"))
 
 
+def test_a_plan_needs_no_cluster_and_says_that_it_found_none(tmp_path: Path) -> None:
+    """SLURM's commands without a cluster: a sweep is refused in a line that says what to do, its plan is made."""
+    for name in ("sbatch", "sinfo"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{name}: fatal: no configuration' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    why = (
+        "launcher=slurm must reach a cluster: log in to one or set SLURM_CONF, or take launcher=local; "
+        "SLURM says: sinfo: fatal: no configuration\n"
+    )
+    refused = command(tmp_path, ["launcher=slurm", "n_samples=5,20"], PATH=path)
+    assert (refused.returncode, refused.stderr) == (1, f"error: {why}")
+    planned = command(tmp_path, ["launcher=slurm", "n_samples=5,20", "launcher.dry_run=true"], PATH=path)
+    assert (planned.returncode, planned.stderr) == (0, "")
+    assert planned.stdout.startswith(f"caution   the request is not held against a cluster: {why}")
+    assert "device-hours" in planned.stdout
+    assert not (tmp_path / "sweep" / "jobs.json").exists()
+
+
 def test_a_logger_that_cannot_be_opened_is_refused_before_anything_is_submitted(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     words = ["n_samples=5,20", "logger=[wandb,jsonl]", "logger.wandb.mode=online"]

@@ -16,6 +16,10 @@ from sweetspot.sweep.submit import parameters
 OWN = frozenset({"tmpfs", "ramfs", "devtmpfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "squashfs"})
 
 
+class NoClusterError(ValueError):
+    """No SLURM answers from here; the text says what to do."""
+
+
 @dataclass(frozen=True)
 class Partition:
     """A partition as sinfo tells it.
@@ -41,10 +45,11 @@ def check(launcher: Slurm, folders: dict[str, Path]) -> None:
         folders: by key ("store"), those that every node must see.
 
     Raises:
+        NoClusterError: when there is none to ask.
         ValueError: one line: key, rule, value.
     """
     if shutil.which("sbatch") is None:
-        raise ValueError("launcher=slurm must find sbatch on PATH: log in to a cluster, or take launcher=local")
+        raise NoClusterError("launcher=slurm must find sbatch on PATH: log in to a cluster, or take launcher=local")
     known = partitions()
     _check_partition(launcher, known)
     hosts = call("scontrol", "show", "nodes", "--oneliner")
@@ -55,9 +60,18 @@ def check(launcher: Slurm, folders: dict[str, Path]) -> None:
 
 
 def partitions() -> list[Partition]:
-    """The partitions of the cluster."""
+    """The partitions of the cluster.
+
+    Raises:
+        NoClusterError: when it does not answer.
+    """
+    try:
+        told = call("sinfo", "--noheader", "--format=%P|%G|%l")
+    except ValueError as error:
+        wanted = "log in to one or set SLURM_CONF, or take launcher=local"
+        raise NoClusterError(f"launcher=slurm must reach a cluster: {wanted}; SLURM says: {error}") from None
     found: dict[str, Partition] = {}
-    for line in call("sinfo", "--noheader", "--format=%P|%G|%l").splitlines():
+    for line in told.splitlines():
         name, gres, limit = line.split("|")
         own = found.get(name.rstrip("*"), Partition(name.rstrip("*"), name.endswith("*"), 0, minutes_of(limit)))
         found[own.name] = replace(own, gpus=max(own.gpus, gpus_of(gres)))

@@ -13,7 +13,7 @@ from sweetspot import provenance
 from sweetspot.component import build
 from sweetspot.sweep import collect
 from sweetspot.sweep import folder as folders
-from sweetspot.sweep.check import check, check_writable
+from sweetspot.sweep.check import NoClusterError, check, check_writable
 from sweetspot.sweep.folder import Job, Sweep
 from sweetspot.sweep.forecast import lines
 from sweetspot.sweep.launcher import Launcher, Local, Slurm
@@ -118,8 +118,18 @@ def _accepted(asked: Asked, keys: Sequence[str], launcher: Launcher) -> Known:
     for name, place in places.items():
         check_writable(name, place)
     if isinstance(launcher, Slurm):
-        check(launcher, {**places, "run.py": asked.program.parent})
+        _hold(launcher, {**places, "run.py": asked.program.parent})
     return known
+
+
+def _hold(launcher: Slurm, folders: dict[str, Path]) -> None:
+    """Hold the request against the cluster; where none answers, a plan is made all the same and says so."""
+    try:
+        check(launcher, folders)
+    except NoClusterError as error:
+        if not launcher.dry_run:
+            raise
+        print(visible(f"caution   the request is not held against a cluster: {error}"), flush=True)
 
 
 def varying(asked: Asked) -> list[str]:
