@@ -1,4 +1,4 @@
-"""Keep what studies read of a store, small enough for a repository: no weights, and no texts of judged answers.
+"""Keep what studies read of a store, small enough for a repository: no weights, and few texts of answers.
 
     python -m experiments.kept runs/SWEEP FOLDER
     tar -C FOLDER -cJf artefacts.tar.xz .       # half as large, since policies of one study are much alike

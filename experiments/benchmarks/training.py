@@ -1,4 +1,4 @@
-"""python experiments/benchmarks/training.py [--layers 30] [--batch 4] [--steps 1] [--repeats 5]
+"""PYTHONPATH=. python experiments/benchmarks/training.py [--layers 30] [--batch 4] [--steps 1] [--repeats 5]
 
 Pairs a second and peak memory of our training against TRL's DPOTrainer at its fastest exact settings: precomputed
 reference log-probabilities, padded rows, no gradient checkpointing. A SmolLM2-135M with random weights, float32, random
