@@ -623,11 +623,11 @@ def test_secrets_that_were_typed_are_hidden_by_their_keys_and_wherever_else_they
 
 
 def test_a_secret_in_a_shell_line_of_a_job_is_hidden() -> None:
-    lines = [f"export HF_TOKEN={TYPED}", "OPENAI_API_KEY='two words' WANDB_MODE=offline", "module load cuda", "A_KEY= x"]
+    lines = [f"export HF_TOKEN={TYPED}", "OPENAI_API_KEY='two words' WANDB_MODE=offline", "module load a", "A_KEY= x"]
     config = {"launcher.setup": lines, "launcher.container": "apptainer exec --env=PASSWORD=opensesame image.sif"}
     hidden = private(config, True)
     assert hidden.scrubbed(config) == {
-        "launcher.setup": ["export HF_TOKEN=…", "OPENAI_API_KEY=… WANDB_MODE=offline", "module load cuda", "A_KEY= x"],
+        "launcher.setup": ["export HF_TOKEN=…", "OPENAI_API_KEY=… WANDB_MODE=offline", "module load a", "A_KEY= x"],
         "launcher.container": "apptainer exec --env=PASSWORD=… image.sif",
     }
     assert hidden.known(f"{TYPED} was refused, so were two words and opensesame") == "… was refused, so were … and …"

@@ -16,6 +16,10 @@ PARAMETER = re.compile(r"(?<=[?&#;])([\w.~%-]+)=([^&#;\s'\"<>]+)")
 SIGNATURES = ("code", "sig", "signature")  # what else opens an address
 VARIABLE = re.compile(r"\b([A-Z][A-Z0-9_]*)=(\"[^\"]*\"|'[^']*'|[^\s'\"]+)")  # of a shell: export HF_TOKEN=...
 
+TYPED = re.compile(  # "key=value" and, in a mapping, "key: value" of a command, up to the next of either
+    r"([\w.@/-]+)(['\"]?[=:]\s*)('[^']*'|\"[^\"]*\"|(?:(?!\s[+~\w.@/-]+=)[^,'\"{}\[\]])+)"
+)
+
 
 def tells(name: str) -> bool:
     """Whether a key, or one of the dotted keys above it, says that what lies under it is a secret."""
@@ -58,6 +62,11 @@ def plain(text: str) -> str:
     """The text with addresses without user, password and secret parameters, and shell variables without a secret."""
     text = VARIABLE.sub(lambda found: f"{found[1]}={HIDDEN}" if tells(found[1]) else found[0], USER.sub("", text))
     return PARAMETER.sub(lambda found: f"{found[1]}={HIDDEN}" if _opens(found[1]) else found[0], text)
+
+
+def typed(command: str) -> str:
+    """A command without the values of keys that tell a secret, and as `plain` leaves it."""
+    return plain(TYPED.sub(lambda found: f"{found[1]}{found[2]}{HIDDEN}" if tells(found[1]) else found[0], command))
 
 
 def _found(value: Any, name: str) -> Iterator[str]:
