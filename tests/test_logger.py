@@ -622,6 +622,21 @@ def test_secrets_that_were_typed_are_hidden_by_their_keys_and_wherever_else_they
     assert hidden.manifest({**facts, "config": {"key": KEPT}}) == {**facts, "token": "…", "config": {"key": "…"}}
 
 
+def test_a_secret_in_a_shell_line_of_a_job_is_hidden() -> None:
+    lines = [f"export HF_TOKEN={TYPED}", "OPENAI_API_KEY='two words' WANDB_MODE=offline", "module load a", "A_KEY= x"]
+    config = {"launcher.setup": lines, "launcher.container": "apptainer exec --env=PASSWORD=opensesame image.sif"}
+    hidden = private(config, True)
+    assert hidden.scrubbed(config) == {
+        "launcher.setup": ["export HF_TOKEN=…", "OPENAI_API_KEY=… WANDB_MODE=offline", "module load a", "A_KEY= x"],
+        "launcher.container": "apptainer exec --env=PASSWORD=… image.sif",
+    }
+    assert hidden.known(f"{TYPED} was refused, so were two words and opensesame") == "… was refused, so were … and …"
+    typed = f"launcher.setup=[export HF_TOKEN={TYPED}]"
+    assert re.fullmatch(r"launcher.setup=…-[0-9a-f]{8}", hidden.override(typed))
+    named = hidden.name(point_name(["seed=1", typed]), {"launcher.setup": lines[:1]})
+    assert re.fullmatch(r"seed=1,launcher.setup=…-[0-9a-f]{8}", named)
+
+
 def test_no_key_of_the_configuration_files_is_taken_for_that_of_a_secret() -> None:
     texts = [path.read_text() for path in (ROOT / "conf").rglob("*.yaml")]
     names = {name for text in texts for name in re.findall(r"^ *(\w+):", text, re.MULTILINE)}

@@ -204,6 +204,23 @@ def test_the_configuration_of_a_report_shows_no_secret_that_was_typed(tmp_path: 
         assert "api_key: …" in shown and "base_url: https://a.org/v1?key=…\n" in shown
 
 
+def test_the_command_of_a_report_shows_no_secret_that_was_typed(tmp_path: Path) -> None:
+    manifest = make_run(tmp_path, "sample")
+    facts = json.loads(manifest.read_text())
+    for typed, told in {
+        "+judge.api_key=short seed=1": "+judge.api_key=… seed=1",
+        "+x={'Authorization': 'Bearer a,b', max_tokens: 7}": "+x={'Authorization': …, max_tokens: 7}",
+        "url=https://me:pass@a.org/v1?key=s3cr3t": "url=https://a.org/v1?key=…",
+        "key_variable=OPENAI_API_KEY sampler.max_tokens=7": "key_variable=OPENAI_API_KEY sampler.max_tokens=7",
+    }.items():
+        manifest.write_text(json.dumps({**facts, "command": f"python run.py {typed}"}))
+        words = Page(report.write(manifest).read_text()).words
+        assert [text for tag, text in words if "run.py" in text and tag in ("code", "pre")] == [
+            f"python run.py {told}"
+        ] * 2
+        assert ("title", f"sweetspot: python run.py {told}") in words
+
+
 class Taken(JsonLines):
     """A log that notes the names and beginnings of the files that it is given."""
 

@@ -357,6 +357,7 @@ def test_a_character_that_nobody_would_see_is_shown_as_its_code() -> None:
     assert with_codes("a\x00b\x1bc\x7fd\x85e\r\nf\rg\th\n") == "a\\x00b\\x1bc\\x7fd\\x85e\nf\\x0dg\th\n"
     assert with_codes("\ud83d \ude00\ufffe") == "\\ud83d \\ude00\\ufffe"
     assert with_codes("\U0001f600 \u05e9\u200f é") == "\U0001f600 \u05e9\u200f é"
+    assert with_codes("\u202egnp\u202c \u2067a\u2069\u2028\ufeff") == r"\u202egnp\u202c \u2067a\u2069\u2028\ufeff"
 
 
 def test_texts_are_cut_so_that_all_together_fit() -> None:

@@ -14,6 +14,11 @@ NAME = re.compile(  # "api_key", "Authorization", "client_secret"; not "key_vari
 USER = re.compile(r"(?<=://)([^/\s'\"?#]*)@")
 PARAMETER = re.compile(r"(?<=[?&#;])([\w.~%-]+)=([^&#;\s'\"<>]+)")
 SIGNATURES = ("code", "sig", "signature")  # what else opens an address
+VARIABLE = re.compile(r"\b([A-Z][A-Z0-9_]*)=(\"[^\"]*\"|'[^']*'|[^\s'\"]+)")  # of a shell: export HF_TOKEN=...
+
+TYPED = re.compile(  # "key=value" and, in a mapping, "key: value" of a command, up to the next of either
+    r"([\w.@/-]+)(['\"]?[=:]\s*)('[^']*'|\"[^\"]*\"|(?:(?!\s[+~\w.@/-]+=)[^,'\"{}\[\]])+)"
+)
 
 
 def tells(name: str) -> bool:
@@ -54,8 +59,14 @@ def without_secrets(value: Any, name: str = "") -> Any:
 
 
 def plain(text: str) -> str:
-    """The text with addresses without user, password and secret parameters."""
-    return PARAMETER.sub(lambda found: f"{found[1]}={HIDDEN}" if _opens(found[1]) else found[0], USER.sub("", text))
+    """The text with addresses without user, password and secret parameters, and shell variables without a secret."""
+    text = VARIABLE.sub(lambda found: f"{found[1]}={HIDDEN}" if tells(found[1]) else found[0], USER.sub("", text))
+    return PARAMETER.sub(lambda found: f"{found[1]}={HIDDEN}" if _opens(found[1]) else found[0], text)
+
+
+def typed(command: str) -> str:
+    """A command without the values of keys that tell a secret, and as `plain` leaves it."""
+    return plain(TYPED.sub(lambda found: f"{found[1]}{found[2]}{HIDDEN}" if tells(found[1]) else found[0], command))
 
 
 def _found(value: Any, name: str) -> Iterator[str]:
@@ -72,6 +83,7 @@ def _found(value: Any, name: str) -> Iterator[str]:
         for user in USER.findall(value):
             yield from (user, *user.split(":", 1))
         yield from (one for parameter, one in PARAMETER.findall(value) if _opens(parameter))
+        yield from (one.strip("'\"") for variable, one in VARIABLE.findall(value) if tells(variable))
 
 
 def _opens(parameter: str) -> bool:

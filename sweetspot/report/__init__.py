@@ -11,7 +11,7 @@ import yaml
 from sweetspot import manifest as manifests
 from sweetspot.logger import Logger, Logs, withhold_texts
 from sweetspot.logger.private import READ, flat, private
-from sweetspot.logger.secret import without_secrets
+from sweetspot.logger.secret import typed, without_secrets
 from sweetspot.logger.wandb_logger import WITHOUT_TEXTS
 from sweetspot.report import page
 from sweetspot.report.answers import read_answers
@@ -103,7 +103,7 @@ def _page(manifest: Mapping[str, Any], place: str, texts: bool = True) -> str:
     launcher = config.get("launcher") or {}
     return page.render(
         "report.html.j2",
-        manifest=manifest,
+        manifest={**manifest, "command": typed(manifest["command"])},
         verdict=verdict(manifest),
         sections=list(sections(manifest)),
         rounds=rounds,

@@ -1,7 +1,8 @@
 """A page of the report: its template, what it shows of texts that anybody wrote, and its file.
 
 Texts are prompts, responses and messages of other programs. They are escaped, and a character that has no picture of
-its own (NUL, ESC, half a surrogate pair, ...) is shown as its code, so that a page is valid HTML in UTF-8.
+its own (NUL, ESC, a turn of direction, half a surrogate pair, ...) is shown as its code, so that a page is valid HTML
+in UTF-8 and a text stands there in its own order.
 """
 
 import re
@@ -17,7 +18,9 @@ from sweetspot.report.words import count, duration, hours, in_sd, number, percen
 LONGEST = 20_000  # characters of a text that are shown, fewer where all texts together would pass
 BRIEF = 1_000  # characters of all others, names and messages
 TEXTS = 2_500_000  # bytes of a page's texts
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+UNSEEN = re.compile(  # LRM, RLM and ALM stay: they only place a mark beside a word
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffe\uffff]"
+)
 
 
 def render(template: str, **facts: Any) -> str:
@@ -50,8 +53,8 @@ def replace(path: Path, page: str) -> Path:
 
 
 def with_codes(text: str) -> str:
-    """The text with its code for each character that HTML cannot hold or nobody would see: ESC becomes \\x1b, half a
-    surrogate pair \\ud83d."""
+    """The text with its code for each character that HTML cannot hold or nobody would see: ESC becomes \\x1b, a
+    turn of direction \\u202e, half a surrogate pair \\ud83d."""
     return UNSEEN.sub(_code, text.replace("\r\n", "\n"))
 
 

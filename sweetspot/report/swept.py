@@ -1,10 +1,11 @@
 """What the report of a sweep shows: from the manifests of its points and the store that they name."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sweetspot.logger.secret import typed
 from sweetspot.report import answers, overrides, page, runs
 from sweetspot.report.cost import cost
 from sweetspot.report.effects import BASELINE, THAN_RANDOM, by_n, effects, positions
@@ -86,7 +87,7 @@ def facts(sweep: Swept, jobs: Sequence[Job]) -> Row:
     compared = answers.of_sweep(rows, groups, measure) if sweep.texts else []
     texts = [text for shown in (pool["shown"], *(one[2] for one in compared)) for one in shown for text in one.texts]
     return {
-        "sweep": sweep,
+        "sweep": replace(sweep, command=typed(sweep.command)),
         "evaluations": list(names),
         "points": [_point(job, name, list(names)) for job, name in zip(jobs, called, strict=True)],
         "bad": [job for job in jobs if job.reason and job.standing != "done"],
