@@ -137,8 +137,12 @@ def _draw(selection: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]]
         output.over_n(panel, sorted({row["n"] for row in own}), title, unit)
         panel.legend(frameon=False, fontsize=7)
     if trained:
-        for number, (strategy, rows) in enumerate(_by(trained, "strategy").items()):
-            output.bars(axes[2], [row["n"] for row in rows], rows, strategy, number)
+        positions, strategies = list(_by(own, "position")), _by(trained, "strategy")
+        for place, (strategy, rows) in enumerate(strategies.items()):
+            shift = 1.06 ** (place - (len(strategies) - 1) / 2)  # side by side: n is on a logarithmic axis
+            rejected = strategy.strip("()").rpartition(", ")[2]  # has its colour in the other panels
+            number = positions.index(rejected) if rejected in positions else len(positions) + place
+            output.bars(axes[2], [row["n"] * shift for row in rows], rows, strategy, number)
         output.over_n(
             axes[2], sorted({row["n"] for row in trained}), f"policy against {trained[0]['baseline']}", measure
         )
