@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 HALVES = re.compile("[\ud800-\udfff]")
-STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+UNSEEN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"  # or turning a line
+STEERS = re.compile(f"[{UNSEEN}\u061c\u200e\u200f]")
 
 # what is a mark of Markdown or HTML; an underscore within a word and a sign before a number are none
 MARKS = re.compile(r"[\\`*\[\]<>|~$&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -19,14 +20,14 @@ def visible(text: str) -> str:
 
     Line feeds and tabs stay. The result can be encoded in UTF-8.
     """
-    return STEERS.sub(lambda found: _escaped(found[0]), text)
+    return STEERS.sub(lambda found: escaped(found[0]), text)
 
 
 def encodable(value: Any) -> Any:
     r"""The value with each half of a surrogate pair, which UTF-8 cannot hold, as its escape (`\ud83d`, six characters),
     in every text that it is or holds; any other text is as it was."""
     if isinstance(value, str):
-        return HALVES.sub(lambda found: _escaped(found[0]), value)
+        return HALVES.sub(lambda found: escaped(found[0]), value)
     if isinstance(value, Mapping):
         return {encodable(name): encodable(part) for name, part in value.items()}
     return [encodable(part) for part in value] if isinstance(value, list) else value
@@ -59,6 +60,7 @@ def in_markdown(text: str) -> str:
     return "\\" + marked if BEGINS.match(line) else NUMBERED.sub(r"\1\\\2", marked)
 
 
-def _escaped(character: str) -> str:
+def escaped(character: str) -> str:
+    r"""The character's code, as Python writes it: `\x1b`, `\u202e`."""
     number = ord(character)
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

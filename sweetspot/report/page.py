@@ -14,13 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from sweetspot.report.words import count, duration, hours, in_sd, number, percent, pretty, signed
+from sweetspot.visible import UNSEEN, escaped
 
 LONGEST = 20_000  # characters of a text that are shown, fewer where all texts together would pass
 BRIEF = 1_000  # characters of all others, names and messages
 TEXTS = 2_500_000  # bytes of a page's texts
-UNSEEN = re.compile(  # LRM, RLM and ALM stay: they only place a mark beside a word
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffe\uffff]"
-)
+CODED = re.compile(f"[{UNSEEN}\ufdd0-\ufdef\ufffe\uffff]")  # LRM, RLM and ALM stay: they place a mark beside a word
 
 
 def render(template: str, **facts: Any) -> str:
@@ -55,12 +54,7 @@ def replace(path: Path, page: str) -> Path:
 def with_codes(text: str) -> str:
     """The text with its code for each character that HTML cannot hold or nobody would see: ESC becomes \\x1b, a
     turn of direction \\u202e, half a surrogate pair \\ud83d."""
-    return UNSEEN.sub(_code, text.replace("\r\n", "\n"))
-
-
-def _code(found: re.Match[str]) -> str:
-    code = ord(found.group())
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return CODED.sub(lambda found: escaped(found[0]), text.replace("\r\n", "\n"))
 
 
 def fitting(texts: Iterable[str]) -> int:
